@@ -1,0 +1,41 @@
+//! Compiles proto/ into OUT_DIR, with protox instead of protoc: building needs
+//! no program that Cargo doesn't bring.
+
+use std::{
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use protox::prost::Message;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = Path::new("proto");
+    let mut files = Vec::new();
+    collect(&root.join("omnibridge"), &mut files)?;
+    files.sort();
+
+    println!("cargo:rerun-if-changed=proto");
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    let descriptors = protox::compile(&files, [root])?;
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    // Type names put an event's schema into its attributes.
+    let mut config = prost_build::Config::new();
+    config.enable_type_names().bytes(["."]);
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .compile_fds_with_config(descriptors, config)?;
+    Ok(())
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect(&path, files)?;
+        } else if path.extension().is_some_and(|e| e == "proto") {
+            files.push(path);
+        }
+    }
+    Ok(())
+}

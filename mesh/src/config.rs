@@ -1,0 +1,538 @@
+//! One typed configuration: built-in defaults < `omni.toml` < environment <
+//! flags.
+//!
+//! Environment variables are `OMNI_` and the key in capitals, with `__` between
+//! the levels: `OMNI_REGISTRY`, `OMNI_LOG__FORMAT`. Any of them can be given as
+//! `…_FILE`, the path of a file that holds the value. A crate with settings of
+//! its own reads its section by [`Config::section`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use config::{Environment, File, FileFormat, Value, ValueKind};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::Error;
+
+/// The built-in defaults, in the form of `omni.toml`.
+pub const DEFAULTS: &str = include_str!("defaults.toml");
+
+/// Parts of a key's last segment that make its value a secret.
+const SECRET_KEYS: [&str; 4] = ["secret", "password", "token", "database"];
+
+/// The configuration of one process, valid ever after it was loaded.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Config {
+    /// Where this process and its neighbours keep what they own.
+    pub data: PathBuf,
+    /// The address that mesh ports and the gateway bind.
+    pub bind: IpAddr,
+    /// The address that others are told, where it isn't `bind`.
+    pub advertise: Option<IpAddr>,
+    /// The address that admin ports bind.
+    pub admin_bind: IpAddr,
+    /// `embedded:`, `static:` or `consul://host:port`.
+    pub registry: String,
+    /// `dev:` or `consul:`.
+    pub identity: String,
+    /// `embedded:` or `kafka://host:port[,host:port…]`.
+    pub events: String,
+    /// `sqlite:` or `postgres://…`; it may hold a password.
+    pub database: SecretString,
+    /// How long a stop may take before what is still in flight is cut off.
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
+    /// The consul agent's settings.
+    pub consul: ConsulConfig,
+    /// The outbox's limits.
+    pub outbox: OutboxConfig,
+    /// The `dev` authority's settings.
+    pub dev_identity: DevIdentityConfig,
+    /// Logs.
+    pub log: LogConfig,
+    /// Traces.
+    pub telemetry: TelemetryConfig,
+    /// The limits of every server.
+    pub limits: LimitsConfig,
+    /// Ports, by service.
+    pub services: BTreeMap<String, ServiceConfig>,
+    /// Instances for `static:`, as `host:port`, by service.
+    pub instances: BTreeMap<String, Vec<std::net::SocketAddr>>,
+    /// Whose calls are allowed or denied, before what services declare.
+    pub intentions: Vec<crate::policy::Intention>,
+    /// Settings by gRPC method path.
+    pub routes: BTreeMap<String, crate::policy::Route>,
+    #[serde(skip)]
+    layers: Vec<Layer>,
+    #[serde(skip)]
+    file: Option<PathBuf>,
+}
+
+/// Settings of the Consul agent.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsulConfig {
+    /// The ACL token; none where ACLs are off.
+    pub token: Option<SecretString>,
+    /// How often Consul checks an instance.
+    #[serde(with = "humantime_serde")]
+    pub check_interval: Duration,
+    /// How long an instance may be critical before Consul deregisters it; one
+    /// minute at least, by Consul's own rule.
+    #[serde(with = "humantime_serde")]
+    pub deregister_after: Duration,
+}
+
+/// Limits of the outbox.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutboxConfig {
+    /// How many events may wait for the broker; further writes are refused.
+    pub limit: u64,
+}
+
+/// Settings of the `dev` authority.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DevIdentityConfig {
+    /// How long a leaf is valid; it is renewed at half of it.
+    #[serde(with = "humantime_serde")]
+    pub leaf_ttl: Duration,
+}
+
+/// Settings of the logs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogConfig {
+    /// How lines look.
+    pub format: LogFormat,
+    /// Which lines are written, in `tracing`'s filter syntax.
+    pub filter: String,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people; coloured in a terminal only.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Settings of the traces.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TelemetryConfig {
+    /// Where OTLP over gRPC goes; without it nothing is exported.
+    pub endpoint: Option<String>,
+    /// Which share of new traces is sampled, 0 to 1.
+    pub sample: f64,
+}
+
+/// Limits of every server.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// How many connections a listener holds at once.
+    pub connections: usize,
+    /// How many requests one connection has in flight at once.
+    pub streams: u32,
+    /// How many bytes one message may have, decompressed.
+    pub message_bytes: usize,
+    /// How many bytes all headers of one request may have together.
+    pub header_bytes: u32,
+    /// How long a TLS handshake, or reading a request's headers, may take.
+    #[serde(with = "humantime_serde")]
+    pub handshake_timeout: Duration,
+}
+
+/// Settings that every service has.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceConfig {
+    /// The mesh port, or the gateway's HTTP port; 0 picks a free one.
+    pub port: Option<u16>,
+    /// The admin port when the service has a process of its own.
+    pub admin_port: Option<u16>,
+}
+
+/// One source of settings, by flattened key.
+#[derive(Clone, Debug)]
+struct Layer {
+    name: String,
+    values: BTreeMap<String, String>,
+}
+
+/// One effective setting, for `omni config show`.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Effective {
+    /// The key, levels separated by dots.
+    pub key: String,
+    /// The value; `********` where it is a secret.
+    pub value: String,
+    /// Where it came from.
+    pub origin: String,
+}
+
+impl Config {
+    /// Loads the configuration of this process: `file` if given, else
+    /// `omni.toml` in the working folder if there is one; this process's
+    /// environment; and `flags` over all of it.
+    ///
+    /// # Errors
+    /// When a source can't be read, or a value doesn't fit its key.
+    pub fn load(file: Option<&Path>, flags: &[(&str, String)]) -> Result<Self, Error> {
+        let env = std::env::vars().collect();
+        let default_file = Path::new("omni.toml");
+        let file = file.or_else(|| default_file.exists().then_some(default_file));
+        Self::from_sources(file, env, flags)
+    }
+
+    /// Loads from the sources given and no others.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn from_sources(
+        file: Option<&Path>,
+        env: HashMap<String, String>,
+        flags: &[(&str, String)],
+    ) -> Result<Self, Error> {
+        let defaults = config::Config::builder()
+            .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
+            .build()?;
+        let mut sources = vec![("default".to_owned(), defaults)];
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path).map_err(Error::file(path))?;
+            let source = config::Config::builder()
+                .add_source(File::from_str(&text, FileFormat::Toml))
+                .build()
+                .map_err(|why| Error::setting("omni.toml", path.display().to_string(), why))?;
+            sources.push((path.display().to_string(), source));
+        }
+        let env = Environment::with_prefix("OMNI")
+            .prefix_separator("_")
+            .separator("__")
+            .try_parsing(true)
+            .ignore_empty(true)
+            .source(Some(environment(env)?.into_iter().collect()));
+        sources.push((
+            "environment".to_owned(),
+            config::Config::builder().add_source(env).build()?,
+        ));
+        let mut overrides = config::Config::builder();
+        for (key, value) in flags {
+            overrides = overrides.set_override(*key, value.as_str())?;
+        }
+        sources.push(("flag".to_owned(), overrides.build()?));
+
+        let layers = sources
+            .iter()
+            .map(|(name, source)| Layer::flatten(name, source))
+            .collect();
+        let merged = sources
+            .into_iter()
+            .fold(config::Config::builder(), |all, (_, source)| {
+                all.add_source(source)
+            })
+            .build()?;
+        let mut config: Self = merged.try_deserialize()?;
+        config.layers = layers;
+        config.file = file.map(Path::to_owned);
+        config.check()
+    }
+
+    fn check(self) -> Result<Self, Error> {
+        if !(0.0..=1.0).contains(&self.telemetry.sample) {
+            let value = self.telemetry.sample.to_string();
+            return Err(Error::setting("telemetry.sample", value, "expected 0 to 1"));
+        }
+        if self.dev_identity.leaf_ttl < Duration::from_secs(2) {
+            let value = format!("{:?}", self.dev_identity.leaf_ttl);
+            return Err(Error::setting(
+                "dev_identity.leaf_ttl",
+                value,
+                "expected 2s or more",
+            ));
+        }
+        Ok(self)
+    }
+
+    /// The section `key` as a crate of its own reads it; its default when it
+    /// isn't there.
+    ///
+    /// # Errors
+    /// When a value doesn't fit its key.
+    pub fn section<T: DeserializeOwned + Default>(&self, key: &str) -> Result<T, Error> {
+        let prefix = format!("{key}.");
+        let mut builder = config::Config::builder();
+        for layer in &self.layers {
+            for (k, value) in &layer.values {
+                if let Some(rest) = k.strip_prefix(&prefix) {
+                    builder = builder.set_override(rest, value.as_str())?;
+                }
+            }
+        }
+        let section = builder.build()?;
+        if Layer::flatten("", &section).values.is_empty() {
+            return Ok(T::default());
+        }
+        section
+            .try_deserialize()
+            .map_err(|why| Error::setting(key, "", why))
+    }
+
+    /// Refuses keys whose first level is neither the kernel's nor in
+    /// `sections`, so that a misspelt key doesn't pass in silence.
+    ///
+    /// # Errors
+    /// Names the key and where it stands.
+    pub fn check_keys(&self, sections: &[&str]) -> Result<(), Error> {
+        let Some((defaults, given)) = self.layers.split_first() else {
+            return Ok(());
+        };
+        let first = |key: &str| key.split(['.', '[']).next().unwrap_or_default().to_owned();
+        let mut known: BTreeSet<String> = defaults.values.keys().map(|k| first(k)).collect();
+        known.extend(sections.iter().map(|s| (*s).to_owned()));
+        known.extend(["advertise", "instances", "intentions", "routes"].map(str::to_owned));
+        for layer in given {
+            if let Some((key, value)) = layer
+                .values
+                .iter()
+                .find(|(k, _)| !known.contains(&first(k)))
+            {
+                let value = mask(key, value);
+                return Err(Error::setting(
+                    key,
+                    value,
+                    format!(
+                        "no such setting (from {}); `omni config show` lists them",
+                        layer.name
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every effective value with its origin, secrets masked, by key.
+    pub fn effective(&self) -> Vec<Effective> {
+        let mut all = BTreeMap::new();
+        for layer in &self.layers {
+            for (key, value) in &layer.values {
+                let value = mask(key, value);
+                all.insert(key.clone(), (value, layer.name.clone()));
+            }
+        }
+        all.into_iter()
+            .map(|(key, (value, origin))| Effective { key, value, origin })
+            .collect()
+    }
+
+    /// The file it was loaded from, if any.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// The database's URL, password and all.
+    pub fn database_url(&self) -> &str {
+        self.database.expose_secret()
+    }
+
+    /// The mesh port that `service` is to bind.
+    pub fn port(&self, service: &str) -> u16 {
+        self.services.get(service).and_then(|s| s.port).unwrap_or(0)
+    }
+
+    /// The admin port that `service` is to bind in a process of its own.
+    pub fn admin_port(&self, service: &str) -> u16 {
+        self.services
+            .get(service)
+            .and_then(|s| s.admin_port)
+            .unwrap_or(0)
+    }
+}
+
+/// Resolves `…_FILE` and the standard names of OpenTelemetry.
+fn environment(mut env: HashMap<String, String>) -> Result<HashMap<String, String>, Error> {
+    for (key, path) in env.clone() {
+        if let Some(name) = key.strip_suffix("_FILE").filter(|k| k.starts_with("OMNI_")) {
+            let value = std::fs::read_to_string(&path).map_err(Error::file(&path))?;
+            env.remove(&key);
+            env.insert(
+                name.to_owned(),
+                value.trim_end_matches(['\r', '\n']).to_owned(),
+            );
+        }
+    }
+    let standard = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "OMNI_TELEMETRY__ENDPOINT"),
+        ("OTEL_TRACES_SAMPLER_ARG", "OMNI_TELEMETRY__SAMPLE"),
+        ("CONSUL_HTTP_TOKEN", "OMNI_CONSUL__TOKEN"),
+    ];
+    for (theirs, ours) in standard {
+        if let Some(value) = env.get(theirs).filter(|v| !v.is_empty()).cloned() {
+            env.entry(ours.to_owned()).or_insert(value);
+        }
+    }
+    Ok(env)
+}
+
+fn mask(key: &str, value: &str) -> String {
+    let last = key.rsplit('.').next().unwrap_or(key);
+    let path = last.ends_with("_file");
+    let secret = SECRET_KEYS.iter().any(|s| last.contains(s));
+    let bare = value
+        .split_once(':')
+        .is_some_and(|(_, rest)| rest.is_empty());
+    if secret && !path && !value.is_empty() && !bare {
+        "********".to_owned()
+    } else {
+        value.to_owned()
+    }
+}
+
+impl Layer {
+    fn flatten(name: &str, source: &config::Config) -> Self {
+        let mut values = BTreeMap::new();
+        flatten(String::new(), &source.cache, &mut values);
+        Self {
+            name: name.to_owned(),
+            values,
+        }
+    }
+}
+
+fn flatten(key: String, value: &Value, into: &mut BTreeMap<String, String>) {
+    match &value.kind {
+        ValueKind::Table(table) => {
+            for (name, value) in table {
+                let key = if key.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{key}.{name}")
+                };
+                flatten(key, value, into);
+            }
+        }
+        ValueKind::Array(items) => {
+            for (index, value) in items.iter().enumerate() {
+                flatten(format!("{key}[{index}]"), value, into);
+            }
+        }
+        ValueKind::Nil => {}
+        _ => {
+            into.insert(key, value.clone().into_string().unwrap_or_default());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(toml: &str, env: &[(&str, &str)], flags: &[(&str, String)]) -> Result<Config, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("omni.toml");
+        std::fs::write(&file, toml).unwrap();
+        let env = env
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        Config::from_sources(Some(&file), env, flags)
+    }
+
+    #[test]
+    fn flags_win_over_environment_over_file_over_defaults() {
+        let config = load(
+            "registry = \"static:\"\nidentity = \"file:\"\nevents = \"file:\"",
+            &[("OMNI_IDENTITY", "env:"), ("OMNI_EVENTS", "env:")],
+            &[("events", "flag:".to_owned())],
+        )
+        .unwrap();
+        assert_eq!(config.database_url(), "sqlite:");
+        assert_eq!(config.registry, "static:");
+        assert_eq!(config.identity, "env:");
+        assert_eq!(config.events, "flag:");
+    }
+
+    #[test]
+    fn origins_are_told_and_secrets_masked() {
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(secret.path(), "hunter2\n").unwrap();
+        let path = secret.path().to_str().unwrap();
+        let config = load(
+            "[hooks.sources.demo]\nscheme = \"github\"\nsecret = \"x\"",
+            &[("OMNI_CONSUL__TOKEN_FILE", path)],
+            &[],
+        )
+        .unwrap();
+        assert_eq!(
+            config.consul.token.as_ref().unwrap().expose_secret(),
+            "hunter2"
+        );
+        let effective = config.effective();
+        let find = |key: &str| effective.iter().find(|e| e.key == key).unwrap();
+        assert_eq!(find("consul.token").value, "********");
+        assert_eq!(find("consul.token").origin, "environment");
+        assert_eq!(find("hooks.sources.demo.secret").value, "********");
+        assert_eq!(find("hooks.sources.demo.scheme").value, "github");
+        assert_eq!(find("database").value, "sqlite:");
+        assert_eq!(find("registry").origin, "default");
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        let config = load("regisrty = \"static:\"", &[], &[]).unwrap();
+        let error = config.check_keys(&["hooks"]).unwrap_err().to_string();
+        assert!(error.contains("regisrty"), "{error}");
+        load("[hooks]\nx = 1", &[], &[])
+            .unwrap()
+            .check_keys(&["hooks"])
+            .unwrap();
+        let error = load("[log]\nformt = \"json\"", &[], &[])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("formt"), "{error}");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_names_its_key() {
+        let error = load("[log]\nformat = \"xml\"", &[], &[])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("log.format") && error.contains("xml"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_section_is_read_by_its_owner() {
+        #[derive(Default, Deserialize)]
+        struct Hooks {
+            sources: BTreeMap<String, BTreeMap<String, String>>,
+        }
+        let config = load(
+            "[hooks.sources.demo]\nscheme = \"github\"",
+            &[("OMNI_HOOKS__SOURCES__DEMO__SECRET", "s")],
+            &[],
+        )
+        .unwrap();
+        let hooks: Hooks = config.section("hooks").unwrap();
+        assert_eq!(hooks.sources["demo"]["scheme"], "github");
+        assert_eq!(hooks.sources["demo"]["secret"], "s");
+        assert!(
+            config
+                .section::<Hooks>("nothing")
+                .unwrap()
+                .sources
+                .is_empty()
+        );
+    }
+}

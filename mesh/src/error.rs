@@ -1,0 +1,92 @@
+use std::{net::SocketAddr, path::PathBuf};
+
+/// What can go wrong in the kernel, outside of a call. Calls answer with a
+/// [`tonic::Status`], made in [`crate::status`].
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A setting can't be used.
+    #[error("setting `{key}` = `{value}`: {cause}")]
+    Setting {
+        /// The setting's name, as in `omni.toml`.
+        key: String,
+        /// Its value, as given; masked where it is a secret.
+        value: String,
+        /// What is wrong with it and what would be right.
+        cause: String,
+    },
+    /// The configuration as a whole can't be read.
+    #[error("configuration: {0}")]
+    Config(#[from] config::ConfigError),
+    /// A file can't be read, written, watched or locked.
+    #[error("{path}: {source}")]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// An address can't be bound.
+    #[error(
+        "{service} can't listen on {address}: {source}; set `services.{service}.port` to a free port, or to 0 for any"
+    )]
+    Bind {
+        /// Who wanted to listen.
+        service: String,
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// An identity can't be made, read or renewed.
+    #[error("identity: {0}")]
+    Identity(String),
+    /// The registry refused or can't be reached.
+    #[error("registry: {0}")]
+    Registry(String),
+    /// The policy can't be read.
+    #[error("policy: {0}")]
+    Policy(String),
+    /// The database refused or can't be reached.
+    #[error("database: {0}")]
+    Database(#[from] sea_orm::DbErr),
+    /// The database's writer has stopped.
+    #[error("database: the writer has stopped")]
+    WriterStopped,
+    /// The database's writer has as much waiting as it may.
+    #[error("database: the writer's queue is full")]
+    WriterFull,
+    /// The outbox has reached its limit.
+    #[error("outbox: {pending} events wait for the broker, the limit is {limit}")]
+    OutboxFull {
+        /// How many events wait.
+        pending: u64,
+        /// `outbox.limit`.
+        limit: u64,
+    },
+    /// The broker refused or can't be reached.
+    #[error("broker: {0}")]
+    Broker(String),
+    /// An event that can't be sent or read.
+    #[error("event: {0}")]
+    Event(String),
+    /// Telemetry can't be set up.
+    #[error("telemetry: {0}")]
+    Telemetry(String),
+}
+
+impl Error {
+    /// A setting that can't be used.
+    pub fn setting(key: impl Into<String>, value: impl Into<String>, cause: impl ToString) -> Self {
+        Self::Setting {
+            key: key.into(),
+            value: value.into(),
+            cause: cause.to_string(),
+        }
+    }
+
+    /// Names the file an I/O error belongs to, for `map_err`.
+    pub fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { path, source }
+    }
+}

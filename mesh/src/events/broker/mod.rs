@@ -1,0 +1,138 @@
+//! Where events go: topics, written in order and read by groups.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+use super::Event;
+use crate::{Error, config::Config};
+
+/// Keeps topics and hands their events to groups of consumers.
+#[async_trait]
+pub trait Broker: Send + Sync + 'static {
+    /// Creates the topics that are missing, and warns of those that differ.
+    ///
+    /// # Errors
+    /// When the broker can't be reached.
+    async fn ensure(&self, topics: &[String]) -> Result<(), Error>;
+
+    /// Publishes `records` in order, and answers for each whether the broker
+    /// has it durably. Those of one key keep their order. Returns within the
+    /// deadline, or later only by what a cancelled publish needs to be sure.
+    async fn publish(&self, records: Vec<Record>, deadline: Duration) -> Vec<Result<(), Error>>;
+
+    /// Joins `group` as a consumer of the topics that match `pattern`: a name,
+    /// or a prefix and `*`. Topics that are made later are read too, from their
+    /// first event.
+    ///
+    /// # Errors
+    /// When the broker can't be reached.
+    async fn subscribe(&self, group: &str, pattern: &str) -> Result<Box<dyn Consumer>, Error>;
+
+    /// Reads `topic` without a group, for people: from its first event or from
+    /// the next.
+    ///
+    /// # Errors
+    /// When the topic isn't there or the broker can't be reached.
+    async fn tail(&self, topic: &str, from: From) -> Result<Box<dyn Consumer>, Error>;
+
+    /// All topics.
+    ///
+    /// # Errors
+    /// When the broker can't be reached.
+    async fn topics(&self) -> Result<Vec<TopicStatus>, Error>;
+}
+
+/// An event and the topic it goes to.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// The topic.
+    pub topic: String,
+    /// The event; its correlation id is the key.
+    pub event: Event,
+}
+
+/// An event as a consumer gets it.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// The topic it came on.
+    pub topic: String,
+    /// The partition of the topic.
+    pub partition: i32,
+    /// The place in the partition.
+    pub offset: i64,
+    /// The event; an error where the record is no CloudEvent.
+    pub event: Result<Event, Undecodable>,
+}
+
+/// A record that is no CloudEvent, as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Undecodable {
+    /// What is wrong with it.
+    pub why: String,
+    /// Its value.
+    pub data: bytes::Bytes,
+}
+
+/// Where reading begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// At the first event that is kept.
+    Beginning,
+    /// At the next event that is published.
+    Now,
+}
+
+/// A topic as `omni events topics` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct TopicStatus {
+    /// Its name.
+    pub name: String,
+    /// How many partitions it has.
+    pub partitions: i32,
+    /// How many events it keeps.
+    pub events: i64,
+}
+
+/// One member of a group.
+#[async_trait]
+pub trait Consumer: Send {
+    /// The next deliveries, at least one and at most `limit`; waits for them.
+    ///
+    /// # Errors
+    /// When the broker can't be reached; the caller waits and asks again.
+    async fn next(&mut self, limit: usize) -> Result<Vec<Delivery>, Error>;
+
+    /// Records that everything up to `delivery` of its partition has had its
+    /// effect, so that the group never gets it again, save after a crash.
+    ///
+    /// # Errors
+    /// When the broker can't be reached.
+    async fn commit(&mut self, deliveries: &[Delivery]) -> Result<(), Error>;
+}
+
+/// Whether `topic` matches `pattern`: a name, or a prefix and `*`. Dead-letter
+/// topics only match their own name or a prefix that begins with `dlq.`.
+pub fn matches(pattern: &str, topic: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => {
+            topic.starts_with(prefix) && (prefix.starts_with("dlq.") || !topic.starts_with("dlq."))
+        }
+        None => pattern == topic,
+    }
+}
+
+/// The broker that the setting `events` names: `embedded:` or
+/// `kafka://host:port[,host:port…]`.
+///
+/// # Errors
+/// When the setting names neither, or the broker's own files can't be opened.
+pub async fn broker(config: &Config) -> Result<Arc<dyn Broker>, Error> {
+    match config.events.split_once(':').map(|(scheme, _)| scheme) {
+        _ => Err(Error::setting(
+            "events",
+            &config.events,
+            "expected `embedded:` or `kafka://host:port`",
+        )),
+    }
+}

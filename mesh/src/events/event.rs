@@ -1,0 +1,237 @@
+//! A CloudEvent 1.0 with the attributes that every event here has.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// How many bytes all attributes of an event may have together.
+const MAX_ATTRIBUTE_BYTES: usize = 16 * 1024;
+
+/// An event on its way. The key, by which order is kept, is the correlation id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What it says about itself.
+    pub attributes: Attributes,
+    /// The body, byte for byte.
+    pub data: Bytes,
+}
+
+/// The attributes of a CloudEvent, and their form in the outbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    /// Unique within `source`; consumers deduplicate on (source, id).
+    pub id: String,
+    /// Where it happened, such as `/hooks/github`.
+    pub source: String,
+    /// What happened.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What it happened to; empty when the source says it all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub subject: String,
+    /// When it happened.
+    pub time: DateTime<Utc>,
+    /// The media type of the body.
+    pub datacontenttype: String,
+    /// The message and version in the body; empty for foreign bodies.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub dataschema: String,
+    /// What belongs together: the key.
+    pub correlationid: String,
+    /// What caused it; empty for a beginning.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub causationid: String,
+    /// The W3C `traceparent` of whoever published it; empty when untraced.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub traceparent: String,
+    /// Further attributes, names in lower-case letters and digits.
+    #[serde(flatten)]
+    pub extensions: BTreeMap<String, String>,
+}
+
+impl Event {
+    /// A typed event: `message` in proto3 JSON, `type` and `dataschema` its full
+    /// name.
+    ///
+    /// # Errors
+    /// When `message` is none of `api`'s.
+    pub fn typed<M: prost::Name>(
+        source: impl Into<String>,
+        correlation_id: impl Into<String>,
+        message: &M,
+    ) -> Result<Self, Error> {
+        let name = M::full_name();
+        let json = crate::json::encode(message).map_err(|why| Error::Event(why.to_string()))?;
+        Ok(Self {
+            attributes: Attributes {
+                id: uuid::Uuid::now_v7().to_string(),
+                source: source.into(),
+                kind: name.clone(),
+                subject: String::new(),
+                time: Utc::now(),
+                datacontenttype: "application/json".into(),
+                dataschema: name,
+                correlationid: correlation_id.into(),
+                causationid: String::new(),
+                traceparent: String::new(),
+                extensions: BTreeMap::new(),
+            },
+            data: Bytes::from(json),
+        })
+    }
+
+    /// The body as a typed message.
+    ///
+    /// # Errors
+    /// When `dataschema` names another message, or the body isn't one.
+    pub fn decode<M: prost::Name + Default>(&self) -> Result<M, Error> {
+        let schema = &self.attributes.dataschema;
+        if *schema != M::full_name() {
+            return Err(Error::Event(format!(
+                "it holds `{schema}`, not `{}`",
+                M::full_name()
+            )));
+        }
+        crate::json::decode(&self.data).map_err(|why| Error::Event(why.to_string()))
+    }
+}
+
+impl Attributes {
+    /// All attributes as (name, value), the required ones first; `specversion`
+    /// included, empty ones left out.
+    pub fn pairs(&self) -> Vec<(&str, String)> {
+        let time = self
+            .time
+            .to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+        let mut pairs = vec![
+            ("specversion", "1.0".to_owned()),
+            ("id", self.id.clone()),
+            ("source", self.source.clone()),
+            ("type", self.kind.clone()),
+            ("subject", self.subject.clone()),
+            ("time", time),
+            ("datacontenttype", self.datacontenttype.clone()),
+            ("dataschema", self.dataschema.clone()),
+            ("correlationid", self.correlationid.clone()),
+            ("causationid", self.causationid.clone()),
+            ("traceparent", self.traceparent.clone()),
+        ];
+        pairs.extend(
+            self.extensions
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.clone())),
+        );
+        pairs.retain(|(_, value)| !value.is_empty());
+        pairs
+    }
+
+    /// Reads attributes back from (name, value).
+    ///
+    /// # Errors
+    /// When a required one is missing, the version is another, or they are too
+    /// long together.
+    pub fn from_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
+        let mut pairs: BTreeMap<String, String> = pairs.into_iter().collect();
+        if pairs.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>() > MAX_ATTRIBUTE_BYTES {
+            return Err(Error::Event(format!(
+                "its attributes exceed {MAX_ATTRIBUTE_BYTES} bytes"
+            )));
+        }
+        let mut take = |name: &str| pairs.remove(name).unwrap_or_default();
+        let version = take("specversion");
+        if version != "1.0" {
+            return Err(Error::Event(format!(
+                "specversion is `{version}`, expected `1.0`"
+            )));
+        }
+        let required = |name: &str, value: String| {
+            if value.is_empty() {
+                Err(Error::Event(format!("`{name}` is missing")))
+            } else {
+                Ok(value)
+            }
+        };
+        let id = required("id", take("id"))?;
+        let source = required("source", take("source"))?;
+        let kind = required("type", take("type"))?;
+        let time = required("time", take("time"))?;
+        let time = DateTime::parse_from_rfc3339(&time)
+            .map_err(|why| Error::Event(format!("time `{time}`: {why}")))?
+            .to_utc();
+        Ok(Self {
+            id,
+            source,
+            kind,
+            time,
+            subject: take("subject"),
+            datacontenttype: take("datacontenttype"),
+            dataschema: take("dataschema"),
+            correlationid: take("correlationid"),
+            causationid: take("causationid"),
+            traceparent: take("traceparent"),
+            extensions: pairs,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::omnibridge::lifecycle::v1::{ServiceChanged, ServiceState};
+
+    use super::*;
+
+    #[test]
+    fn a_typed_event_says_its_schema_and_is_read_back() {
+        let message = ServiceChanged {
+            service: "audit".into(),
+            state: ServiceState::Ready.into(),
+            ..Default::default()
+        };
+        let event = Event::typed("/services/audit", "c", &message).unwrap();
+        assert_eq!(
+            event.attributes.dataschema,
+            "omnibridge.lifecycle.v1.ServiceChanged"
+        );
+        assert_eq!(
+            &event.data[..],
+            br#"{"service":"audit","state":"SERVICE_STATE_READY"}"#
+        );
+        assert_eq!(event.decode::<ServiceChanged>().unwrap(), message);
+    }
+
+    #[test]
+    fn attributes_survive_the_way_through_headers() {
+        let mut event = Event::typed("/s", "c", &ServiceChanged::default()).unwrap();
+        event
+            .attributes
+            .extensions
+            .insert("sessionid".into(), "s1".into());
+        event.attributes.time = DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap();
+        let pairs = event
+            .attributes
+            .pairs()
+            .into_iter()
+            .map(|(k, v)| (k.to_owned(), v));
+        assert_eq!(Attributes::from_pairs(pairs).unwrap(), event.attributes);
+    }
+
+    #[test]
+    fn what_is_no_cloud_event_is_refused_by_name() {
+        let pairs = |id: &str| {
+            [
+                ("specversion", "1.0"),
+                ("id", id),
+                ("source", "/s"),
+                ("type", "t"),
+            ]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        };
+        let error = |p: [(String, String); 4]| Attributes::from_pairs(p).unwrap_err().to_string();
+        assert!(error(pairs("")).contains("`id`"));
+        assert!(error(pairs("1")).contains("`time`"));
+    }
+}

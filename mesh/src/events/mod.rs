@@ -1,0 +1,8 @@
+//! Durable events: CloudEvents that are first a row in the outbox of the
+//! service they happened in, in the transaction of the state they report, then
+//! relayed to the broker, then consumed once each by the inbox's record.
+
+pub mod broker;
+mod event;
+
+pub use event::Event;

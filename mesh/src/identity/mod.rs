@@ -1,0 +1,137 @@
+//! Who I am and who you are.
+//!
+//! An [`Authority`] gives each party of the mesh an [`Identity`]: a leaf
+//! certificate with one SPIFFE id, its key, and the roots to judge others by.
+//! Leaf and roots change while the process runs; the rustls configurations
+//! made here look them up at each handshake, so nothing restarts.
+
+pub mod dev;
+mod material;
+mod spiffe;
+mod verify;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use rustls::{
+    ClientConfig, ServerConfig,
+    client::{ResolvesClientCert, Resumption},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use tokio::sync::watch;
+
+pub use self::{
+    material::Material,
+    spiffe::{InvalidSpiffeId, SpiffeId, is_name, is_operator_name},
+    verify::{InvalidPeer, peer_id},
+};
+use crate::{Error, config::Config};
+
+/// Gives identities, and keeps them fresh.
+#[async_trait]
+pub trait Authority: Send + Sync + 'static {
+    /// The identity of the service or operator `name`, kept fresh as long as
+    /// the answer or a clone of it lives.
+    ///
+    /// # Errors
+    /// When no leaf can be had; nothing is served without one.
+    async fn identity(&self, name: &str) -> Result<Identity, Error>;
+}
+
+/// The authority that the setting `identity` names: `dev:` or `consul:`.
+///
+/// # Errors
+/// When the setting names neither, or `consul:` without a Consul registry.
+pub fn authority(config: &Config) -> Result<Arc<dyn Authority>, Error> {
+    match config.identity.split_once(':').map(|(scheme, _)| scheme) {
+        Some("dev") => Ok(Arc::new(dev::DevAuthority::open(config)?)),
+        _ => Err(Error::setting(
+            "identity",
+            &config.identity,
+            "expected `dev:` or `consul:`",
+        )),
+    }
+}
+
+/// One party's leaf and roots, as they are now and as they change.
+#[derive(Clone)]
+pub struct Identity {
+    material: watch::Receiver<Arc<Material>>,
+}
+
+impl Identity {
+    /// An identity whose material comes by `material`.
+    pub fn new(material: watch::Receiver<Arc<Material>>) -> Self {
+        Self { material }
+    }
+
+    /// The leaf and roots of this moment.
+    pub fn current(&self) -> Arc<Material> {
+        self.material.borrow().clone()
+    }
+
+    /// This party's id.
+    pub fn id(&self) -> SpiffeId {
+        self.material.borrow().id.clone()
+    }
+
+    /// Waits until leaf or roots change; never returns when they can't any more.
+    pub async fn changed(&mut self) {
+        if self.material.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// For accepting: TLS 1.3, HTTP/2 only, a client certificate required, no
+    /// resumption (a resumed session would outlive its certificate).
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        let mut config = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+            .with_client_cert_verifier(Arc::new(verify::PeerVerifier::any(self.clone())))
+            .with_cert_resolver(Arc::new(Resolver(self.clone())));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Arc::new(config)
+    }
+
+    /// For connecting to an instance of `service` and to nobody else.
+    pub fn client_config(&self, service: &str) -> Arc<ClientConfig> {
+        let verifier = verify::PeerVerifier::named(self.clone(), service);
+        let mut config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(Arc::new(Resolver(self.clone())));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.resumption = Resumption::disabled();
+        // Names are no part of the identity: the SPIFFE id is.
+        config.enable_sni = false;
+        Arc::new(config)
+    }
+}
+
+/// Answers each handshake with the leaf of that moment.
+#[derive(Debug)]
+struct Resolver(Identity);
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.current().certified.clone())
+    }
+}
+
+impl ResolvesClientCert for Resolver {
+    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.current().certified.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Identity").field(&self.id()).finish()
+    }
+}

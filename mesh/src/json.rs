@@ -1,0 +1,50 @@
+//! proto3 JSON for `api`'s messages, by their descriptors.
+
+use std::sync::LazyLock;
+
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+
+static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
+    DescriptorPool::decode(api::DESCRIPTORS).expect("build.rs wrote what protox had checked")
+});
+
+/// Why a message can't go to or from JSON.
+#[derive(Debug, thiserror::Error)]
+pub enum JsonError {
+    /// `api` has no such message.
+    #[error("`{0}` is not in the API")]
+    Unknown(String),
+    /// The JSON isn't one of that message.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// The message isn't what its descriptor says.
+    #[error(transparent)]
+    Message(#[from] prost::DecodeError),
+}
+
+fn descriptor<M: prost::Name>() -> Result<MessageDescriptor, JsonError> {
+    let name = M::full_name();
+    POOL.get_message_by_name(&name)
+        .ok_or(JsonError::Unknown(name))
+}
+
+/// `message` in proto3 JSON.
+///
+/// # Errors
+/// When it is none of `api`'s.
+pub fn encode<M: prost::Name>(message: &M) -> Result<Vec<u8>, JsonError> {
+    let mut dynamic = DynamicMessage::new(descriptor::<M>()?);
+    dynamic.transcode_from(message)?;
+    Ok(serde_json::to_vec(&dynamic)?)
+}
+
+/// A message from proto3 JSON.
+///
+/// # Errors
+/// When it is none of `api`'s, or the JSON isn't one of it.
+pub fn decode<M: prost::Name + Default>(json: &[u8]) -> Result<M, JsonError> {
+    let mut from = serde_json::Deserializer::from_slice(json);
+    let dynamic = DynamicMessage::deserialize(descriptor::<M>()?, &mut from)?;
+    from.end()?;
+    Ok(dynamic.transcode_to()?)
+}

@@ -1,0 +1,17 @@
+//! The kernel that every service stands on: identity, discovery, calls in and
+//! out, durable events, storage, telemetry, and a service's life. It knows
+//! none of the services.
+//!
+//! In reading order: [`config`], [`identity`], [`registry`], [`policy`],
+//! [`client`], [`server`], [`events`], [`store`], [`telemetry`], [`service`].
+
+pub mod config;
+mod error;
+pub mod events;
+pub mod files;
+pub mod identity;
+pub mod json;
+pub mod policy;
+pub mod registry;
+
+pub use error::Error;
