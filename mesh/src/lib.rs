@@ -5,13 +5,22 @@
 //! In reading order: [`config`], [`identity`], [`registry`], [`policy`],
 //! [`client`], [`server`], [`events`], [`store`], [`telemetry`], [`service`].
 
+pub mod call;
+pub mod client;
 pub mod config;
+pub mod descriptors;
 mod error;
 pub mod events;
 pub mod files;
 pub mod identity;
+pub mod intercept;
 pub mod json;
 pub mod policy;
 pub mod registry;
+pub mod server;
+pub mod service;
+pub mod status;
+pub mod store;
+pub mod telemetry;
 
 pub use error::Error;
