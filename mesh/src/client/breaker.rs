@@ -72,9 +72,9 @@ impl Breaker {
         self.open_until.store(self.now() + millis(UNREACHABLE), Ordering::Relaxed);
     }
 
-    /// Milliseconds since `origin`, never 0.
+    /// Milliseconds since `origin`, and one more, for 0 means closed.
     fn now(&self) -> u64 {
-        millis(self.origin.elapsed()).max(1)
+        millis(self.origin.elapsed()) + 1
     }
 }
 
