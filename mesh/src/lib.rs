@@ -15,6 +15,7 @@ pub mod files;
 pub mod identity;
 pub mod intercept;
 pub mod json;
+pub mod page;
 pub mod policy;
 pub mod registry;
 pub mod server;
@@ -22,5 +23,6 @@ pub mod service;
 pub mod status;
 pub mod store;
 pub mod telemetry;
+pub mod timestamp;
 
 pub use error::Error;
