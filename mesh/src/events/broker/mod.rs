@@ -1,5 +1,7 @@
 //! Where events go: topics, written in order and read by groups.
 
+pub mod kafka;
+
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -129,6 +131,7 @@ pub fn matches(pattern: &str, topic: &str) -> bool {
 /// When the setting names neither, or the broker's own files can't be opened.
 pub async fn broker(config: &Config) -> Result<Arc<dyn Broker>, Error> {
     match config.events.split_once(':').map(|(scheme, _)| scheme) {
+        Some("kafka") => Ok(Arc::new(kafka::KafkaBroker::connect(config)?)),
         _ => Err(Error::setting(
             "events",
             &config.events,
