@@ -78,8 +78,8 @@ impl Publisher {
 
         // From here a drop of this future drops the producer, which purges it.
         let mut batch = Batch::new(&records);
-        let sent = batch.send_all(&producer, ends).await;
-        if sent && batch.collect(ends).await && batch.delivered() {
+        let in_time = batch.send_all(&producer, ends).await && batch.collect(ends).await;
+        if in_time && batch.delivered() {
             self.give_back(producer);
         } else {
             drop(producer);
@@ -130,8 +130,8 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Hands the records over until one is refused; whether none was. A full
-    /// queue is waited for: it empties as reports come in.
+    /// Hands the records over, until one is refused; whether there was the time
+    /// to. A full queue is waited for: it empties as reports come in.
     async fn send_all(&mut self, producer: &FutureProducer<Log>, ends: Instant) -> bool {
         let mut reported = 0;
         while let Some(Record { topic, event }) = self.records.get(self.states.len()) {
@@ -156,7 +156,7 @@ impl<'a> Batch<'a> {
                 }
                 Err((why, _)) => {
                     self.refusal = Some(why);
-                    return false;
+                    return true;
                 }
             }
         }
@@ -173,6 +173,7 @@ impl<'a> Batch<'a> {
         true
     }
 
+    /// Whether all that was handed over is delivered.
     fn delivered(&self) -> bool {
         let delivered = |state: &State| matches!(state, State::Done(Ok(_)));
         self.states.iter().all(delivered)

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -10,7 +11,7 @@ use rdkafka::{
     admin::{
         AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication,
     },
-    error::{KafkaError, RDKafkaErrorCode as Code},
+    error::RDKafkaErrorCode as Code,
     metadata::Metadata,
 };
 use tracing::warn;
@@ -21,15 +22,19 @@ use crate::{Error, events::broker::TopicStatus};
 /// How long a call may take altogether.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// How long the broker may take to make topics, or to describe them.
+const ADMIN_LIMIT: Duration = Duration::from_secs(5);
+
 /// How long events are kept: 30 days, in Kafka's milliseconds.
 const RETENTION: &str = "2592000000";
 
-type Client = OffThread<AdminClient<Log>>;
+/// Shared with a call on another thread.
+type Client = Arc<OffThread<AdminClient<Log>>>;
 
 fn connect(settings: &Settings) -> Result<Client, Error> {
     let client = settings.admin().create_with_context(Log);
     let client = client.map_err(|why| Error::Broker(why.to_string()))?;
-    Ok(OffThread::new(client))
+    Ok(Arc::new(OffThread::new(client)))
 }
 
 /// All topics but Kafka's own, by name.
@@ -97,6 +102,12 @@ fn metadata(client: &Client, settings: &Settings) -> Result<Metadata, Error> {
     })
 }
 
+/// [`metadata`], for an async caller.
+async fn ask(client: &Client, settings: &Settings) -> Result<Metadata, Error> {
+    let (client, settings) = (Arc::clone(client), settings.clone());
+    blocking(move || metadata(&client, &settings)).await
+}
+
 fn bounds(
     client: &Client,
     topic: &str,
@@ -111,14 +122,7 @@ fn bounds(
 /// As [`super::Broker::ensure`].
 pub(super) async fn ensure(settings: &Settings, topics: &[String]) -> Result<(), Error> {
     let client = connect(settings)?;
-    let (client, found) = {
-        let settings = settings.clone();
-        blocking(move || {
-            let metadata = metadata(&client, &settings)?;
-            Ok((client, metadata))
-        })
-        .await?
-    };
+    let found = ask(&client, settings).await?;
     let brokers = i32::try_from(found.brokers().len()).unwrap_or(i32::MAX);
     let wanted = Wanted::new(settings, brokers);
     let found: HashMap<&str, Layout> = found
@@ -245,10 +249,10 @@ async fn create(
     let topics: Vec<_> = topics.collect();
     let answers = match client.create_topics(&topics, &options()).await {
         Ok(answers) => answers,
-        Err(why) if unreachable(&why) => {
-            return Err(Error::Broker(format!("topics can't be made: {why}")));
-        }
         Err(why) => {
+            // Not every broker that lacks the call says so, some say nothing. The
+            // next answer tells that from one that can't be reached any more.
+            ask(client, settings).await?;
             warn!("the broker makes no topics ({why}): create {missing:?} there");
             return Ok(());
         }
@@ -284,19 +288,6 @@ async fn describe(client: &Client, topics: &[&str]) -> HashMap<String, ConfigRes
 
 fn options() -> AdminOptions {
     AdminOptions::new()
-        .request_timeout(Some(LIMIT))
-        .operation_timeout(Some(LIMIT))
-}
-
-fn unreachable(why: &KafkaError) -> bool {
-    let KafkaError::AdminOp(code) = why else {
-        return false;
-    };
-    matches!(
-        code,
-        Code::OperationTimedOut
-            | Code::RequestTimedOut
-            | Code::BrokerTransportFailure
-            | Code::AllBrokersDown
-    )
+        .request_timeout(Some(ADMIN_LIMIT))
+        .operation_timeout(Some(ADMIN_LIMIT))
 }
