@@ -4,8 +4,10 @@
 //!
 //! In reading order: [`config`], [`identity`], [`registry`], [`policy`],
 //! [`client`], [`server`], [`events`], [`store`], [`telemetry`], [`service`].
+//! [`consul`] is what the Consul side of identity, registry and policy share.
 
 pub mod config;
+pub mod consul;
 mod error;
 pub mod events;
 pub mod files;
