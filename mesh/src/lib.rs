@@ -4,11 +4,13 @@
 //!
 //! In reading order: [`config`], [`identity`], [`registry`], [`policy`],
 //! [`client`], [`server`], [`events`], [`store`], [`telemetry`], [`service`].
+//! [`consul`] is what the Consul side of identity, registry and policy share.
 
 pub mod call;
 pub mod client;
 pub mod config;
 pub mod descriptors;
+pub mod consul;
 mod error;
 pub mod events;
 pub mod files;
