@@ -21,7 +21,7 @@ impl Operator {
     pub(crate) async fn new(config: &Config, name: &str) -> anyhow::Result<Self> {
         let registry = registry::registry(config)?;
         let identity = identity::authority(config)?.identity(name).await?;
-        let policy = policy::policy(config, &[])?;
+        let policy = policy::policy(config, &[]).await?;
         let client = Client::new(identity, registry.clone(), policy, Default::default());
         Ok(Self { registry, client })
     }

@@ -9,8 +9,8 @@
 pub mod call;
 pub mod client;
 pub mod config;
-pub mod descriptors;
 pub mod consul;
+pub mod descriptors;
 mod error;
 pub mod events;
 pub mod files;

@@ -134,7 +134,8 @@ fn failed(failure: &Status) -> anyhow::Error {
         failure.message(),
     );
     if let Some(bad) = failure.get_error_details().bad_request() {
-        for violation in &bad.field_violations {
+        // The first one is the message already.
+        for violation in bad.field_violations.iter().skip(1) {
             text += &format!("\n  {}: {}", violation.field, violation.description);
         }
     }
