@@ -155,7 +155,7 @@ impl Mesh {
             process.terminate();
         }
         for (name, process) in processes {
-            let status = tokio::task::spawn_blocking(move || process.stop()).await;
+            let status = tokio::task::spawn_blocking(move || process.wait()).await;
             assert!(status.expect("it ends").success(), "{name}");
         }
     }

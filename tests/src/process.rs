@@ -68,8 +68,16 @@ impl Process {
     ///
     /// # Panics
     /// When it doesn't end in time.
-    pub fn stop(mut self) -> ExitStatus {
+    pub fn stop(self) -> ExitStatus {
         self.terminate();
+        self.wait()
+    }
+
+    /// The exit status, once it is there.
+    ///
+    /// # Panics
+    /// When it doesn't end in time.
+    pub fn wait(mut self) -> ExitStatus {
         let begun = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("it is ours") {

@@ -11,7 +11,7 @@ pub use self::{api::*, faults::*, identity::*, webhook::*};
 /// All tests of the suite on one layout.
 macro_rules! on {
     ($layout:expr) => {
-        on! { $layout;
+        crate::suite::on! { $layout;
             a_webhook_becomes_a_call_an_event_and_an_entry
             the_same_delivery_again_is_one_event
             a_hundred_deliveries_at_once_are_each_one_event
