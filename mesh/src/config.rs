@@ -360,6 +360,8 @@ impl Config {
 
 /// Resolves `…_FILE` and the standard names of OpenTelemetry.
 fn environment(mut env: HashMap<String, String>) -> Result<HashMap<String, String>, Error> {
+    // What the tests and the scripts of compose/ tell each other.
+    env.retain(|key, _| !key.starts_with("OMNI_TEST_"));
     for (key, path) in env.clone() {
         if let Some(name) = key.strip_suffix("_FILE").filter(|k| k.starts_with("OMNI_")) {
             let value = std::fs::read_to_string(&path).map_err(Error::file(&path))?;
@@ -369,6 +371,15 @@ fn environment(mut env: HashMap<String, String>) -> Result<HashMap<String, Strin
                 value.trim_end_matches(['\r', '\n']).to_owned(),
             );
         }
+    }
+    // Names of services and sources have `-`, which a shell doesn't take.
+    let named = ["OMNI_SERVICES__", "OMNI_INSTANCES__", "OMNI_HOOKS__SOURCES__"];
+    for (key, value) in env.clone() {
+        let Some(prefix) = named.iter().find(|prefix| key.starts_with(**prefix)) else { continue };
+        let (name, rest) = key[prefix.len()..].split_once("__").unwrap_or((&key[prefix.len()..], ""));
+        let separator = if rest.is_empty() { "" } else { "__" };
+        env.remove(&key);
+        env.insert(format!("{prefix}{}{separator}{rest}", name.replace('_', "-")), value);
     }
     let standard = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "OMNI_TELEMETRY__ENDPOINT"),
@@ -520,13 +531,14 @@ mod tests {
         }
         let config = load(
             "[hooks.sources.demo]\nscheme = \"github\"",
-            &[("OMNI_HOOKS__SOURCES__DEMO__SECRET", "s")],
+            &[("OMNI_HOOKS__SOURCES__DEMO__SECRET", "s"), ("OMNI_HOOKS__SOURCES__MY_OWN__SCHEME", "api-key")],
             &[],
         )
         .unwrap();
         let hooks: Hooks = config.section("hooks").unwrap();
         assert_eq!(hooks.sources["demo"]["scheme"], "github");
         assert_eq!(hooks.sources["demo"]["secret"], "s");
+        assert_eq!(hooks.sources["my-own"]["scheme"], "api-key");
         assert!(
             config
                 .section::<Hooks>("nothing")

@@ -57,6 +57,9 @@ pub enum Error {
     /// The database refused or can't be reached.
     #[error("database: {0}")]
     Database(#[from] sea_orm::DbErr),
+    /// The database's files can't be used.
+    #[error("database: {0}")]
+    Store(String),
     /// The database's writer has stopped.
     #[error("database: the writer has stopped")]
     WriterStopped,

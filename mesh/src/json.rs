@@ -1,12 +1,8 @@
 //! proto3 JSON for `api`'s messages, by their descriptors.
 
-use std::sync::LazyLock;
+use prost_reflect::{DynamicMessage, MessageDescriptor};
 
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
-
-static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    DescriptorPool::decode(api::DESCRIPTORS).expect("build.rs wrote what protox had checked")
-});
+use crate::descriptors::POOL;
 
 /// Why a message can't go to or from JSON.
 #[derive(Debug, thiserror::Error)]
