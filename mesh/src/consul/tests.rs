@@ -103,6 +103,19 @@ async fn a_blocking_query_that_hangs_ends_by_its_own_deadline() {
     );
 }
 
+#[tokio::test]
+async fn an_answer_without_end_is_given_up_on() {
+    let agent = FakeConsul::start().await;
+    agent.set_key("large", &"x".repeat(MAX_ANSWER_BYTES));
+    let consul = Consul::from_config(&config(&agent.url(), None)).unwrap();
+    let request = consulrs::api::kv::requests::ReadKeyRequest {
+        key: "large".into(),
+        ..Default::default()
+    };
+    let error = consul.get(request).await.unwrap_err().to_string();
+    assert!(error.contains("larger than"), "{error}");
+}
+
 /// What the script answers: the index and the value, or an error.
 type Step = Result<(u64, &'static str), ()>;
 
