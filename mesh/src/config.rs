@@ -218,7 +218,6 @@ impl Config {
         let env = Environment::with_prefix("OMNI")
             .prefix_separator("_")
             .separator("__")
-            .try_parsing(true)
             .ignore_empty(true)
             .source(Some(environment(env)?.into_iter().collect()));
         sources.push((
@@ -495,6 +494,19 @@ mod tests {
         assert_eq!(find("hooks.sources.demo.scheme").value, "github");
         assert_eq!(find("database").value, "sqlite:");
         assert_eq!(find("registry").origin, "default");
+    }
+
+    #[test]
+    fn the_environments_words_are_kept_to_the_letter() {
+        let env = [
+            ("OMNI_CONSUL__TOKEN", "007"),
+            ("OMNI_TELEMETRY__SAMPLE", "0.5"),
+            ("OMNI_SERVICES__GATEWAY__PORT", "8080"),
+        ];
+        let config = load("", &env, &[]).unwrap();
+        assert_eq!(config.consul.token.as_ref().unwrap().expose_secret(), "007");
+        assert!((config.telemetry.sample - 0.5).abs() < f64::EPSILON);
+        assert_eq!(config.port("gateway"), 8080);
     }
 
     #[test]

@@ -67,6 +67,11 @@ impl Reason {
         }
     }
 
+    /// The reason of this name, if there is one.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
+
     /// The gRPC code.
     pub fn code(self) -> Code {
         match self {
@@ -131,9 +136,10 @@ impl From<InvalidField> for Status {
 /// The reason a status carries; by its code where it carries none of ours.
 pub fn reason(status: &Status) -> Reason {
     let details = status.get_error_details();
-    let carried = details.error_info().filter(|info| info.domain == DOMAIN).and_then(|info| {
-        Reason::ALL.into_iter().find(|reason| reason.as_str() == info.reason)
-    });
+    let carried = details
+        .error_info()
+        .filter(|info| info.domain == DOMAIN)
+        .and_then(|info| Reason::named(&info.reason));
     carried.unwrap_or(match status.code() {
         Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => {
             Reason::InvalidRequest

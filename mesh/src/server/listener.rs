@@ -30,6 +30,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// of its errors are answered, before the connection is closed.
 const PENDING_RESETS: usize = 20;
 const LOCAL_ERROR_RESETS: usize = 1024;
+/// How many headers a request of HTTP/1.1 may have.
+const HEADERS: usize = 256;
 /// How much of a request may be on its way unread, a stream and in all.
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
@@ -129,7 +131,10 @@ fn builder(security: &Security, limits: &LimitsConfig) -> auto::Builder<TokioExe
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.handshake_timeout)
-        .max_buf_size((limits.header_bytes as usize).max(8192));
+        // Twice the limits: what is a little over them gets an answer in the
+        // app's own form, what is more the bare 431 of the protocol.
+        .max_headers(HEADERS)
+        .max_buf_size((2 * limits.header_bytes as usize).max(8192));
     builder
         .http2()
         .timer(TokioTimer::new())

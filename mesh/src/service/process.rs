@@ -60,17 +60,18 @@ pub struct Process {
 impl Process {
     /// Opens the backends that the configuration names and the admin port at
     /// `admin_port`. `declared` are the dependencies of all services known, as
-    /// (caller, called).
+    /// (caller, called). Several may share one telemetry, as tests do; the last
+    /// one to stop stops it.
     ///
     /// # Errors
     /// When a backend can't be used or the port can't be bound.
     pub async fn start(
         config: Arc<Config>,
-        telemetry: Telemetry,
+        telemetry: impl Into<Arc<Telemetry>>,
         declared: &[(String, String)],
         admin_port: u16,
     ) -> Result<Self, Error> {
-        let telemetry = Arc::new(telemetry);
+        let telemetry = telemetry.into();
         let interceptors = Interceptors::default();
         let metrics = interceptors.attach(Arc::new(Metrics::new()));
         let admin = Admin::new(telemetry.clone());
