@@ -9,6 +9,8 @@ pub mod consul;
 pub mod dev;
 mod material;
 mod spiffe;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 use std::sync::Arc;

@@ -154,7 +154,12 @@ fn parse_duration(text: &str) -> Option<Duration> {
 
 type Agent = Extract<Arc<Shared>>;
 
-async fn register(Extract(shared): Agent, Json(service): Json<Value>) -> Response {
+/// Consul doesn't ask for a content type.
+async fn register(Extract(shared): Agent, body: Bytes) -> Response {
+    let service = match serde_json::from_slice::<Value>(&body) {
+        Ok(service) => service,
+        Err(why) => return (StatusCode::BAD_REQUEST, why.to_string()).into_response(),
+    };
     let meta = service["Meta"].as_object();
     let invalid = meta.is_some_and(|meta| {
         let long = |value: &Value| value.as_str().is_none_or(|v| v.len() > 512);
