@@ -55,7 +55,7 @@ pub struct Config {
     pub dev_identity: DevIdentityConfig,
     /// Logs.
     pub log: LogConfig,
-    /// Traces.
+    /// Traces and metrics.
     pub telemetry: TelemetryConfig,
     /// The limits of every server.
     pub limits: LimitsConfig,
@@ -125,12 +125,15 @@ pub enum LogFormat {
     Json,
 }
 
-/// Settings of the traces.
+/// Settings of traces and metrics.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TelemetryConfig {
-    /// Where OTLP over gRPC goes; without it nothing is exported.
+    /// Where traces go by OTLP over gRPC; without it none are made.
     pub endpoint: Option<String>,
+    /// Where metrics go by OTLP over gRPC; without it they are only on the admin
+    /// port. A setting of its own, for Jaeger takes traces and refuses metrics.
+    pub metrics_endpoint: Option<String>,
     /// Which share of new traces is sampled, 0 to 1.
     pub sample: f64,
 }
@@ -382,6 +385,7 @@ fn environment(mut env: HashMap<String, String>) -> Result<HashMap<String, Strin
     }
     let standard = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "OMNI_TELEMETRY__ENDPOINT"),
+        ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OMNI_TELEMETRY__METRICS_ENDPOINT"),
         ("OTEL_TRACES_SAMPLER_ARG", "OMNI_TELEMETRY__SAMPLE"),
         ("CONSUL_HTTP_TOKEN", "OMNI_CONSUL__TOKEN"),
     ];

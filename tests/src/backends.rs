@@ -194,6 +194,10 @@ fn backend(told: &HashMap<String, String>, verb: &str, name: &str) {
     assert!(ran.status.success(), "{verb} {name}: {}", String::from_utf8_lossy(&ran.stderr));
 }
 
+/// The topics that the suite uses.
+const TOPICS: [&str; 5] =
+    ["services.lifecycle", "audit.events", "hooks.demo", "hooks.robot", "hooks.tests"];
+
 /// librdkafka's mock of a Kafka broker. It isn't for several threads, so it has
 /// one of its own.
 pub struct MockKafka {
@@ -210,6 +214,10 @@ impl MockKafka {
         let (ready, address) = mpsc::channel();
         std::thread::spawn(move || {
             let cluster = MockCluster::new(1).expect("the mock starts");
+            // The mock has no admin API: what services would make is made here.
+            for topic in TOPICS {
+                cluster.create_topic(topic, 4, 1).expect("the mock obeys");
+            }
             ready.send(cluster.bootstrap_servers()).expect("the test waits");
             // Ends with its sender, and the cluster with it.
             while let Ok(up) = received.recv() {

@@ -61,14 +61,16 @@ impl Telemetry {
             SdkMeterProvider::builder().with_reader(reader).with_resource(resource.clone());
 
         let mut traces = None;
-        if let Some(endpoint) = &config.telemetry.endpoint {
+        if let Some(endpoint) = &config.telemetry.metrics_endpoint {
             let exporter = MetricExporter::builder()
                 .with_tonic()
                 .with_endpoint(endpoint)
                 .with_timeout(EXPORT_TIMEOUT)
                 .build()
-                .map_err(|why| Error::setting("telemetry.endpoint", endpoint, why))?;
+                .map_err(|why| Error::setting("telemetry.metrics_endpoint", endpoint, why))?;
             metrics = metrics.with_periodic_exporter(exporter);
+        }
+        if let Some(endpoint) = &config.telemetry.endpoint {
             let endpoint = endpoint.clone();
             let exporter = export::ByService::new(resource, move || {
                 SpanExporter::builder()
