@@ -85,11 +85,17 @@ impl Queue {
     pub(crate) async fn receive(&self, item: ReceiveBatchItem) -> Result<Receipt, Status> {
         let deadline = Instant::now() + DEADLINE;
         let (answer, answered) = oneshot::channel();
-        let waiting = Waiting { bytes: item.encoded_len(), item, deadline, answer };
+        let waiting = Waiting {
+            bytes: item.encoded_len(),
+            item,
+            deadline,
+            answer,
+        };
         self.sender.try_send(waiting).map_err(|why| match why {
-            mpsc::error::TrySendError::Full(_) => {
-                status(Reason::Overloaded, format!("{WAITING} webhooks wait already"))
-            }
+            mpsc::error::TrySendError::Full(_) => status(
+                Reason::Overloaded,
+                format!("{WAITING} webhooks wait already"),
+            ),
             mpsc::error::TrySendError::Closed(_) => {
                 status(Reason::Draining, "the gateway is stopping")
             }
@@ -97,9 +103,10 @@ impl Queue {
         match tokio::time::timeout_at(deadline, answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(status(Reason::Internal, "a call ended without an answer")),
-            Err(_) => {
-                Err(status(Reason::DeadlineExceeded, format!("no answer within {DEADLINE:?}")))
-            }
+            Err(_) => Err(status(
+                Reason::DeadlineExceeded,
+                format!("no answer within {DEADLINE:?}"),
+            )),
         }
     }
 }
@@ -174,7 +181,10 @@ fn answer(answers: Answers, results: Results) {
         true => Ok(results),
         false => {
             let (got, sent) = (results.len(), answers.len());
-            Err(status(Reason::Internal, format!("{got} results for {sent} webhooks")))
+            Err(status(
+                Reason::Internal,
+                format!("{got} results for {sent} webhooks"),
+            ))
         }
     });
     let outcomes: Vec<_> = match results {
@@ -190,9 +200,16 @@ fn answer(answers: Answers, results: Results) {
 fn outcome(result: ReceiveBatchResult) -> Result<Receipt, Status> {
     match result.outcome {
         Some(Outcome::Receipt(receipt)) => Ok(receipt),
-        Some(Outcome::Refusal(Refusal { code, message, reason })) => {
+        Some(Outcome::Refusal(Refusal {
+            code,
+            message,
+            reason,
+        })) => {
             let by_code = || status::reason(&Status::new(code.into(), ""));
-            Err(status(Reason::named(&reason).unwrap_or_else(by_code), message))
+            Err(status(
+                Reason::named(&reason).unwrap_or_else(by_code),
+                message,
+            ))
         }
         None => Err(status(Reason::Internal, "a result without an outcome")),
     }
@@ -215,7 +232,10 @@ mod tests {
     }
 
     fn start(answer: fn(NewHook) -> Results) -> (Arc<Queue>, Script, CancellationToken) {
-        let script = Script { may_answer: Arc::new(Semaphore::new(0)), sizes: Arc::default() };
+        let script = Script {
+            may_answer: Arc::new(Semaphore::new(0)),
+            sizes: Arc::default(),
+        };
         let stopping = CancellationToken::new();
         let inside = script.clone();
         let call = move |items: Vec<ReceiveBatchItem>, _| {
@@ -236,8 +256,14 @@ mod tests {
     }
 
     fn stored(hook: NewHook) -> Results {
-        let receipt = Receipt { id: hook.delivery_id, ..Receipt::default() };
-        Ok(vec![ReceiveBatchResult { outcome: Some(Outcome::Receipt(receipt)), trace: None }])
+        let receipt = Receipt {
+            id: hook.delivery_id,
+            ..Receipt::default()
+        };
+        Ok(vec![ReceiveBatchResult {
+            outcome: Some(Outcome::Receipt(receipt)),
+            trace: None,
+        }])
     }
 
     fn item(id: usize, bytes: usize) -> ReceiveBatchItem {
@@ -246,7 +272,10 @@ mod tests {
             body: vec![0; bytes].into(),
             ..NewHook::default()
         };
-        ReceiveBatchItem { hook: Some(hook), trace: None }
+        ReceiveBatchItem {
+            hook: Some(hook),
+            trace: None,
+        }
     }
 
     type Answered = tokio::task::JoinHandle<Result<Receipt, Status>>;
@@ -255,7 +284,9 @@ mod tests {
         let mut sent = Vec::new();
         for id in 0..count {
             let queue = queue.clone();
-            sent.push(tokio::spawn(async move { queue.receive(item(id, bytes)).await }));
+            sent.push(tokio::spawn(
+                async move { queue.receive(item(id, bytes)).await },
+            ));
             tokio::task::yield_now().await;
         }
         sent
@@ -310,7 +341,11 @@ mod tests {
         tokio::task::yield_now().await;
         script.may_answer.add_permits(100);
         for answered in busy.into_iter().chain(waiting) {
-            assert!(answered.await.map_or_else(|why| why.is_cancelled(), |a| a.is_ok()));
+            assert!(
+                answered
+                    .await
+                    .map_or_else(|why| why.is_cancelled(), |a| a.is_ok())
+            );
         }
         assert_eq!(*script.sizes.lock().unwrap(), [1, 1, 1, 1, 2]);
     }

@@ -32,7 +32,11 @@ pub(crate) struct Received<'b> {
 
 impl Bodies {
     pub(crate) fn new(limit: usize, timeout: Duration) -> Self {
-        Self { limit, timeout, room: Semaphore::new(ROOM) }
+        Self {
+            limit,
+            timeout,
+            room: Semaphore::new(ROOM),
+        }
     }
 
     /// Refuses a body that says it is too large, before it is read.
@@ -50,7 +54,8 @@ impl Bodies {
             let detail = format!("the body didn't arrive within {:?}", self.timeout);
             Problem::request(StatusCode::REQUEST_TIMEOUT, detail)
         };
-        read.unwrap_or_else(|_| Err(late())).map_err(Problem::closing)
+        read.unwrap_or_else(|_| Err(late()))
+            .map_err(Problem::closing)
     }
 
     async fn collect(&self, mut body: Body) -> Result<Received<'_>, Problem> {
@@ -62,7 +67,9 @@ impl Bodies {
                 Problem::request(StatusCode::BAD_REQUEST, detail)
             })?;
             // Trailers say nothing here.
-            let Ok(data) = frame.into_data() else { continue };
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
             if bytes.len() + data.len() > self.limit {
                 return Err(self.too_large());
             }
@@ -75,7 +82,10 @@ impl Bodies {
             }
             bytes.extend_from_slice(&data);
         }
-        Ok(Received { bytes: bytes.freeze(), _room: room })
+        Ok(Received {
+            bytes: bytes.freeze(),
+            _room: room,
+        })
     }
 
     fn too_large(&self) -> Problem {
@@ -101,7 +111,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_is_read_to_its_end_or_refused() {
         let bodies = Bodies::new(4, Duration::from_secs(1));
-        assert_eq!(bodies.read(chunks(&["ab", "cd"])).await.ok().unwrap().bytes, "abcd");
+        assert_eq!(
+            bodies.read(chunks(&["ab", "cd"])).await.ok().unwrap().bytes,
+            "abcd"
+        );
         let refused = bodies.read(chunks(&["ab", "cd", "e"])).await.err().unwrap();
         assert_eq!(status(refused), StatusCode::PAYLOAD_TOO_LARGE);
         let endless = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());

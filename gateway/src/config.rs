@@ -66,7 +66,11 @@ pub(crate) fn load(config: &Config) -> Result<Settings, Error> {
         return Err(Error::setting("hooks.body_limit", value, cause));
     }
     if settings.body_timeout.is_zero() {
-        return Err(Error::setting("hooks.body_timeout", "0s", "expected more than 0s"));
+        return Err(Error::setting(
+            "hooks.body_timeout",
+            "0s",
+            "expected more than 0s",
+        ));
     }
     Ok(settings)
 }
@@ -93,7 +97,10 @@ mod tests {
              [hooks.sources.my-own]\nscheme = \"api-key\"\nkey_sha256 = \"00\"",
         )
         .unwrap();
-        assert_eq!((settings.body_limit, settings.body_timeout), (10, Duration::from_secs(2)));
+        assert_eq!(
+            (settings.body_limit, settings.body_timeout),
+            (10, Duration::from_secs(2))
+        );
         assert_eq!(settings.sources["my-own"].scheme, SchemeName::ApiKey);
     }
 
@@ -106,7 +113,10 @@ mod tests {
             ("[hooks]\nbody_limt = 1", "body_limt"),
             ("[hooks.sources.a]\nsecret = \"x\"", "scheme"),
             ("[hooks.sources.a]\nscheme = \"md5\"", "sources.a.scheme"),
-            ("[hooks.sources.a]\nscheme = \"github\"\nsecrt = \"x\"", "secrt"),
+            (
+                "[hooks.sources.a]\nscheme = \"github\"\nsecrt = \"x\"",
+                "secrt",
+            ),
         ] {
             let error = read(toml).unwrap_err();
             assert!(error.contains(key), "{error}");

@@ -41,7 +41,10 @@ impl Observer {
     }
 
     fn count(&self, path: &str, status: StatusCode) {
-        let name = path.rsplit('/').next().and_then(|name| self.webhooks.sources.get(name));
+        let name = path
+            .rsplit('/')
+            .next()
+            .and_then(|name| self.webhooks.sources.get(name));
         let source = match name {
             Some(source) => KeyValue::new("source", source.name.clone()),
             None => KeyValue::new("source", UNKNOWN),
@@ -51,7 +54,8 @@ impl Observer {
             4 => "4xx",
             _ => "5xx",
         };
-        self.requests.add(1, &[source, KeyValue::new("status", class)]);
+        self.requests
+            .add(1, &[source, KeyValue::new("status", class)]);
     }
 }
 
@@ -63,7 +67,11 @@ pub(crate) async fn observe(
 ) -> Response {
     let matched = request.extensions().get::<MatchedPath>();
     let is_webhook = matched.is_some_and(|matched| matched.as_str() == webhook::PATH);
-    let span = if is_webhook { span(&request) } else { Span::none() };
+    let span = if is_webhook {
+        span(&request)
+    } else {
+        Span::none()
+    };
     let path = request.uri().path().to_owned();
     let response = next.run(request).instrument(span.clone()).await;
 
@@ -94,7 +102,10 @@ fn span(request: &Request) -> Span {
     }
     span.set_attribute("http.request.method", request.method().to_string());
     span.set_attribute("http.route", webhook::PATH);
-    let theirs = request.headers().get("traceparent").and_then(|value| value.to_str().ok());
+    let theirs = request
+        .headers()
+        .get("traceparent")
+        .and_then(|value| value.to_str().ok());
     if let Some(theirs) = theirs.and_then(trace::parse) {
         span.add_link(theirs);
     }

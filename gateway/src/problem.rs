@@ -55,9 +55,10 @@ impl Problem {
     /// What a bare status stands for, such as the router's own 404.
     pub(crate) fn bare(status: StatusCode) -> Self {
         match status {
-            StatusCode::NOT_FOUND => {
-                Self::request(status, "nothing is here; webhooks go to POST /hooks/{source}")
-            }
+            StatusCode::NOT_FOUND => Self::request(
+                status,
+                "nothing is here; webhooks go to POST /hooks/{source}",
+            ),
             StatusCode::METHOD_NOT_ALLOWED => {
                 Self::request(status, "this path doesn't take this method; see `Allow`")
             }
@@ -67,7 +68,13 @@ impl Problem {
     }
 
     fn new(status: StatusCode, reason: Reason, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, reason, detail: detail.into(), cause: None, headers: Vec::new() }
+        Self {
+            status,
+            reason,
+            detail: detail.into(),
+            cause: None,
+            headers: Vec::new(),
+        }
     }
 
     /// Adds a header to the answer.
@@ -112,7 +119,9 @@ impl Problem {
             trace_id,
         };
         let mut response = (self.status, axum::Json(document)).into_response();
-        response.headers_mut().insert(header::CONTENT_TYPE, MEDIA_TYPE);
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, MEDIA_TYPE);
         response.headers_mut().extend(self.headers);
         response
     }
@@ -158,9 +167,10 @@ fn translate(reason: Reason) -> (StatusCode, &'static str) {
     match reason {
         Reason::InvalidRequest => (StatusCode::UNPROCESSABLE_ENTITY, "the webhook is refused"),
         Reason::NotFound => (StatusCode::NOT_FOUND, "what was asked for isn't there"),
-        Reason::Denied => {
-            (StatusCode::FORBIDDEN, "the mesh's intentions don't let the gateway hand this on")
-        }
+        Reason::Denied => (
+            StatusCode::FORBIDDEN,
+            "the mesh's intentions don't let the gateway hand this on",
+        ),
         Reason::OutboxFull => (
             StatusCode::SERVICE_UNAVAILABLE,
             "too much waits for the broker; nothing was stored, send it again",
@@ -169,21 +179,26 @@ fn translate(reason: Reason) -> (StatusCode, &'static str) {
             StatusCode::SERVICE_UNAVAILABLE,
             "too much is in flight; nothing was stored, send it again",
         ),
-        Reason::StorageUnavailable => {
-            (StatusCode::SERVICE_UNAVAILABLE, "nothing can be stored at the moment; send it again")
-        }
+        Reason::StorageUnavailable => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "nothing can be stored at the moment; send it again",
+        ),
         Reason::NoInstance => (
             StatusCode::SERVICE_UNAVAILABLE,
             "no instance that could store it answers; send it again",
         ),
-        Reason::Draining => {
-            (StatusCode::SERVICE_UNAVAILABLE, "this instance is stopping; send it again")
-        }
+        Reason::Draining => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "this instance is stopping; send it again",
+        ),
         Reason::DeadlineExceeded => (
             StatusCode::GATEWAY_TIMEOUT,
             "not known to be stored in time; send it again under the same delivery id",
         ),
-        Reason::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "a defect; the log has more"),
+        Reason::Internal => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "a defect; the log has more",
+        ),
     }
 }
 

@@ -41,8 +41,15 @@ pub(crate) fn headers(headers: &HeaderMap) -> Result<Vec<Header>, Problem> {
         if bytes > MAX_BYTES {
             return Err(too_large(format!("more than {MAX_BYTES} bytes of headers")));
         }
-        let value = if is_secret(name) { Cow::Borrowed(REDACTED) } else { value };
-        redacted.push(Header { name: name.as_str().to_owned(), value: value.into_owned() });
+        let value = if is_secret(name) {
+            Cow::Borrowed(REDACTED)
+        } else {
+            value
+        };
+        redacted.push(Header {
+            name: name.as_str().to_owned(),
+            value: value.into_owned(),
+        });
     }
     Ok(redacted)
 }
@@ -65,7 +72,10 @@ mod tests {
         pairs
             .iter()
             .map(|(name, value)| {
-                (name.parse::<HeaderName>().unwrap(), HeaderValue::from_bytes(value).unwrap())
+                (
+                    name.parse::<HeaderName>().unwrap(),
+                    HeaderValue::from_bytes(value).unwrap(),
+                )
             })
             .collect()
     }
@@ -95,14 +105,26 @@ mod tests {
 
     #[test]
     fn other_headers_are_handed_on_in_order_and_repeated() {
-        let sent = map(&[("x-a", b"1"), ("x-github-event", b"push"), ("x-odd", b"caf\xe9")]);
+        let sent = map(&[
+            ("x-a", b"1"),
+            ("x-github-event", b"push"),
+            ("x-odd", b"caf\xe9"),
+        ]);
         let mut sent = sent;
         sent.append("x-a", HeaderValue::from_static("2"));
         let handed_on = headers(&sent).unwrap();
-        let pairs: Vec<_> = handed_on.iter().map(|h| (h.name.as_str(), h.value.as_str())).collect();
+        let pairs: Vec<_> = handed_on
+            .iter()
+            .map(|h| (h.name.as_str(), h.value.as_str()))
+            .collect();
         assert_eq!(
             pairs,
-            [("x-a", "1"), ("x-a", "2"), ("x-github-event", "push"), ("x-odd", "caf\u{fffd}")]
+            [
+                ("x-a", "1"),
+                ("x-a", "2"),
+                ("x-github-event", "push"),
+                ("x-odd", "caf\u{fffd}")
+            ]
         );
     }
 
@@ -110,7 +132,12 @@ mod tests {
     fn too_many_or_too_large_headers_are_refused() {
         let numbered = |n: usize| -> HeaderMap {
             (0..n)
-                .map(|i| (format!("x-{i}").parse().unwrap(), HeaderValue::from_static("")))
+                .map(|i| {
+                    (
+                        format!("x-{i}").parse().unwrap(),
+                        HeaderValue::from_static(""),
+                    )
+                })
                 .collect::<HeaderMap>()
         };
         assert!(headers(&numbered(MAX_HEADERS)).is_ok());

@@ -81,7 +81,9 @@ impl Sources {
         let sources = settings.iter().map(|(name, settings)| {
             Source::try_new(name, settings).map(|source| (name.clone(), source))
         });
-        Ok(Self { by_name: sources.collect::<Result<_, Error>>()? })
+        Ok(Self {
+            by_name: sources.collect::<Result<_, Error>>()?,
+        })
     }
 
     /// The source of this name.
@@ -95,7 +97,9 @@ impl Source {
         let key = |setting: &str| format!("hooks.sources.{name}.{setting}");
         let valid = (1..=MAX_NAME).contains(&name.len())
             && name.starts_with(|c: char| c.is_ascii_lowercase())
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         if !valid {
             let rule = format!(
                 "a source's name has 1 to {MAX_NAME} of a-z, 0-9 and `-`, beginning with a letter"
@@ -103,7 +107,11 @@ impl Source {
             return Err(Error::setting(format!("hooks.sources.{name}"), name, rule));
         }
         let unused = |given: bool, setting: &str| match given {
-            true => Err(Error::setting(key(setting), "********", "its scheme doesn't use it")),
+            true => Err(Error::setting(
+                key(setting),
+                "********",
+                "its scheme doesn't use it",
+            )),
             false => Ok(()),
         };
         let scheme = match settings.scheme {
@@ -125,7 +133,10 @@ impl Source {
                 Scheme::ApiKey(digest)
             }
         };
-        Ok(Self { name: name.into(), scheme })
+        Ok(Self {
+            name: name.into(),
+            scheme,
+        })
     }
 
     /// Checks what the headers prove, and says what the body has to.
@@ -136,7 +147,10 @@ impl Source {
         match &self.scheme {
             Scheme::Github(mac) => {
                 let value = one(headers, &HUB_SIGNATURE).ok_or_else(unsigned)?;
-                let digits = value.as_bytes().strip_prefix(b"sha256=").ok_or_else(unsigned)?;
+                let digits = value
+                    .as_bytes()
+                    .strip_prefix(b"sha256=")
+                    .ok_or_else(unsigned)?;
                 let mut signature = [0; 32];
                 hex::decode_to_slice(digits, &mut signature).map_err(|_| unsigned())?;
                 Ok(Proof::Signature(mac, signature))
@@ -164,7 +178,10 @@ impl Source {
                     let missing = || bad(format!("`{name}` is missing"));
                     text(headers, &name)?.ok_or_else(missing)
                 };
-                Ok(Delivery { id: required(GITHUB_DELIVERY)?, kind: required(GITHUB_EVENT)? })
+                Ok(Delivery {
+                    id: required(GITHUB_DELIVERY)?,
+                    kind: required(GITHUB_EVENT)?,
+                })
             }
             Scheme::ApiKey(_) => {
                 let id = match text(headers, &DELIVERY_ID)? {
@@ -188,9 +205,11 @@ impl Proof<'_> {
     pub(crate) fn verify(self, body: &[u8]) -> Result<(), Problem> {
         match self {
             Self::Done => Ok(()),
-            Self::Signature(mac, signature) => {
-                mac.clone().chain_update(body).verify_slice(&signature).map_err(|_| unsigned())
-            }
+            Self::Signature(mac, signature) => mac
+                .clone()
+                .chain_update(body)
+                .verify_slice(&signature)
+                .map_err(|_| unsigned()),
         }
     }
 }
@@ -211,7 +230,11 @@ fn secret(settings: &SourceSettings, key: impl Fn(&str) -> String) -> Result<Sec
         }
     };
     if secret.expose_secret().is_empty() {
-        return Err(Error::setting(key(setting), "", "is empty: anybody could sign with it"));
+        return Err(Error::setting(
+            key(setting),
+            "",
+            "is empty: anybody could sign with it",
+        ));
     }
     Ok(secret)
 }
@@ -233,7 +256,9 @@ fn text(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, Proble
     };
     match value.filter(valid) {
         Some(text) => Ok(Some(text.to_owned())),
-        None => Err(bad(format!("`{name}` must be one value of 1 to {MAX_TEXT} characters"))),
+        None => Err(bad(format!(
+            "`{name}` must be one value of 1 to {MAX_TEXT} characters"
+        ))),
     }
 }
 
@@ -249,8 +274,11 @@ fn unsigned() -> Problem {
 
 fn wrong_key() -> Problem {
     let scheme = HeaderValue::from_static("ApiKey header=\"X-API-Key\"");
-    Problem::request(StatusCode::UNAUTHORIZED, "`x-api-key` is missing or isn't the source's key")
-        .with(header::WWW_AUTHENTICATE, scheme)
+    Problem::request(
+        StatusCode::UNAUTHORIZED,
+        "`x-api-key` is missing or isn't the source's key",
+    )
+    .with(header::WWW_AUTHENTICATE, scheme)
 }
 
 #[cfg(test)]
@@ -264,19 +292,28 @@ mod tests {
         "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
 
     fn settings(scheme: SchemeName) -> SourceSettings {
-        SourceSettings { scheme, secret: None, secret_file: None, key_sha256: None }
+        SourceSettings {
+            scheme,
+            secret: None,
+            secret_file: None,
+            key_sha256: None,
+        }
     }
 
     fn github() -> Source {
-        let settings =
-            SourceSettings { secret: Some(SECRET.into()), ..settings(SchemeName::Github) };
+        let settings = SourceSettings {
+            secret: Some(SECRET.into()),
+            ..settings(SchemeName::Github)
+        };
         Source::try_new("github", &settings).unwrap()
     }
 
     fn api_key(key: &str) -> Source {
         let digest = hex::encode(Sha256::digest(key));
-        let settings =
-            SourceSettings { key_sha256: Some(digest), ..settings(SchemeName::ApiKey) };
+        let settings = SourceSettings {
+            key_sha256: Some(digest),
+            ..settings(SchemeName::ApiKey)
+        };
         Source::try_new("own", &settings).unwrap()
     }
 
@@ -289,12 +326,19 @@ mod tests {
     }
 
     fn proves(source: &Source, pairs: &[(&'static str, &str)], body: &[u8]) -> bool {
-        source.authenticate(&headers(pairs)).and_then(|proof| proof.verify(body)).is_ok()
+        source
+            .authenticate(&headers(pairs))
+            .and_then(|proof| proof.verify(body))
+            .is_ok()
     }
 
     #[test]
     fn githubs_example_is_verified() {
-        assert!(proves(&github(), &[("x-hub-signature-256", SIGNATURE)], BODY));
+        assert!(proves(
+            &github(),
+            &[("x-hub-signature-256", SIGNATURE)],
+            BODY
+        ));
     }
 
     #[test]
@@ -302,7 +346,11 @@ mod tests {
         let name = "x-hub-signature-256";
         assert!(!proves(&github(), &[(name, SIGNATURE)], b"Hello, World"));
         assert!(!proves(&github(), &[], BODY));
-        assert!(!proves(&github(), &[(name, SIGNATURE), (name, SIGNATURE)], BODY));
+        assert!(!proves(
+            &github(),
+            &[(name, SIGNATURE), (name, SIGNATURE)],
+            BODY
+        ));
         let digits = &SIGNATURE["sha256=".len()..];
         for wrong in [
             "",
@@ -330,7 +378,10 @@ mod tests {
     #[test]
     fn a_delivery_is_named_as_the_scheme_says() {
         let delivery = |source: &Source, pairs: &[(&'static str, &str)]| {
-            source.delivery(&headers(pairs)).ok().map(|d| (d.id, d.kind))
+            source
+                .delivery(&headers(pairs))
+                .ok()
+                .map(|d| (d.id, d.kind))
         };
         let named = |id: &str, kind: &str| Some((id.to_owned(), kind.to_owned()));
         let both = [("x-github-delivery", "7"), ("x-github-event", "push")];
@@ -356,8 +407,22 @@ mod tests {
         let missing = Some("/nowhere/secret".into());
         for (name, settings, key) in [
             ("a", github(), "hooks.sources.a.secret`"),
-            ("a", SourceSettings { secret: Some("".into()), ..github() }, "a.secret`"),
-            ("a", SourceSettings { secret_file: missing, ..github() }, "a.secret_file`"),
+            (
+                "a",
+                SourceSettings {
+                    secret: Some("".into()),
+                    ..github()
+                },
+                "a.secret`",
+            ),
+            (
+                "a",
+                SourceSettings {
+                    secret_file: missing,
+                    ..github()
+                },
+                "a.secret_file`",
+            ),
             (
                 "a",
                 SourceSettings {
@@ -368,8 +433,22 @@ mod tests {
                 "a.key_sha256`",
             ),
             ("a", api_key(), "a.key_sha256`"),
-            ("a", SourceSettings { key_sha256: Some("00".into()), ..api_key() }, "a.key_sha256`"),
-            ("a", SourceSettings { secret: Some("s".into()), ..api_key() }, "a.secret`"),
+            (
+                "a",
+                SourceSettings {
+                    key_sha256: Some("00".into()),
+                    ..api_key()
+                },
+                "a.key_sha256`",
+            ),
+            (
+                "a",
+                SourceSettings {
+                    secret: Some("s".into()),
+                    ..api_key()
+                },
+                "a.secret`",
+            ),
             ("A", github(), "hooks.sources.A`"),
             ("9a", github(), "hooks.sources.9a`"),
         ] {
@@ -384,7 +463,10 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), format!("{SECRET}\n")).unwrap();
         let path = Some(file.path().to_owned());
-        let settings = SourceSettings { secret_file: path, ..settings(SchemeName::Github) };
+        let settings = SourceSettings {
+            secret_file: path,
+            ..settings(SchemeName::Github)
+        };
         let source = Source::try_new("github", &settings).unwrap();
         assert!(proves(&source, &[("x-hub-signature-256", SIGNATURE)], BODY));
     }

@@ -85,8 +85,14 @@ async fn receive(
 ) -> Result<(StatusCode, Json<Accepted>), Problem> {
     let (head, body) = request.into_parts();
     let name = source.map(|Path(name)| name).unwrap_or_default();
-    let Admitted { source, proof, content_type, headers } =
-        webhooks.admit(&name, &head.headers, &body).map_err(Problem::closing)?;
+    let Admitted {
+        source,
+        proof,
+        content_type,
+        headers,
+    } = webhooks
+        .admit(&name, &head.headers, &body)
+        .map_err(Problem::closing)?;
 
     let body = webhooks.bodies.read(body).await?;
     proof.verify(&body.bytes)?;
@@ -97,9 +103,24 @@ async fn receive(
         body: body.bytes.clone(),
         ..hook(source, &head.headers)?
     };
-    let item = ReceiveBatchItem { hook: Some(hook), trace: current_trace() };
-    let Receipt { id, correlation_id, duplicate, .. } = webhooks.queue.receive(item).await?;
-    Ok((StatusCode::ACCEPTED, Json(Accepted { id, correlation_id, duplicate })))
+    let item = ReceiveBatchItem {
+        hook: Some(hook),
+        trace: current_trace(),
+    };
+    let Receipt {
+        id,
+        correlation_id,
+        duplicate,
+        ..
+    } = webhooks.queue.receive(item).await?;
+    Ok((
+        StatusCode::ACCEPTED,
+        Json(Accepted {
+            id,
+            correlation_id,
+            duplicate,
+        }),
+    ))
 }
 
 /// A request whose body is worth reading.
@@ -118,7 +139,12 @@ impl Webhooks {
         self.bodies.check_announced(body)?;
         let proof = source.authenticate(headers)?;
         let headers = redact::headers(headers)?;
-        Ok(Admitted { source, proof, content_type, headers })
+        Ok(Admitted {
+            source,
+            proof,
+            content_type,
+            headers,
+        })
     }
 }
 
@@ -148,7 +174,9 @@ fn id(headers: &HeaderMap, name: &HeaderName) -> String {
 /// The media type, if it is one that webhooks have and the body is as it says.
 fn content_type(headers: &HeaderMap) -> Result<String, Problem> {
     // A packed body would be signed and stored packed: nobody could read it.
-    let packed = headers.get(header::CONTENT_ENCODING).filter(|encoding| *encoding != "identity");
+    let packed = headers
+        .get(header::CONTENT_ENCODING)
+        .filter(|encoding| *encoding != "identity");
     if packed.is_some() {
         let identity = HeaderValue::from_static("identity");
         let detail = "packed bodies aren't taken; send it without `content-encoding`";
@@ -168,7 +196,12 @@ fn content_type(headers: &HeaderMap) -> Result<String, Problem> {
 }
 
 fn is_taken(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let essence = content_type
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
     match essence.split_once('/') {
         Some(("application", "json" | "xml" | "x-www-form-urlencoded" | "octet-stream")) => true,
         Some(("text", "plain" | "xml")) => true,
@@ -179,7 +212,10 @@ fn is_taken(content_type: &str) -> bool {
 
 fn current_trace() -> Option<TraceContext> {
     let traceparent = trace::format(&trace::current()?);
-    Some(TraceContext { traceparent, tracestate: String::new() })
+    Some(TraceContext {
+        traceparent,
+        tracestate: String::new(),
+    })
 }
 
 fn unknown_source() -> Problem {
@@ -210,7 +246,14 @@ mod tests {
         ] {
             assert!(is_taken(taken), "{taken}");
         }
-        for refused in ["", "json", "text/html", "image/png", "multipart/form-data", "+json"] {
+        for refused in [
+            "",
+            "json",
+            "text/html",
+            "image/png",
+            "multipart/form-data",
+            "+json",
+        ] {
             assert!(!is_taken(refused), "{refused}");
         }
     }
@@ -219,13 +262,19 @@ mod tests {
     fn an_id_of_the_senders_is_taken_if_it_can_be_used() {
         let given = |value: &'static str| {
             let value = HeaderValue::from_static(value);
-            id(&HeaderMap::from_iter([(CORRELATION_ID, value)]), &CORRELATION_ID)
+            id(
+                &HeaderMap::from_iter([(CORRELATION_ID, value)]),
+                &CORRELATION_ID,
+            )
         };
         assert_eq!(given("order:7.a_b-C"), "order:7.a_b-C");
         assert_eq!(given("a b"), "");
         assert_eq!(given(""), "");
         assert_eq!(id(&HeaderMap::new(), &CORRELATION_ID), "");
         let long = HeaderValue::try_from("x".repeat(MAX_ID + 1)).unwrap();
-        assert_eq!(id(&HeaderMap::from_iter([(SESSION_ID, long)]), &SESSION_ID), "");
+        assert_eq!(
+            id(&HeaderMap::from_iter([(SESSION_ID, long)]), &SESSION_ID),
+            ""
+        );
     }
 }

@@ -1,6 +1,8 @@
 //! The gateway through its front door: real HTTP in, and behind it a
 //! hook-receiver of the tests' own on the real mesh.
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 mod mesh_of_two;
 
 use std::time::Duration;
@@ -26,7 +28,9 @@ fn github(mesh: &MeshOfTwo, delivery: &str) -> reqwest::RequestBuilder {
 }
 
 fn own(mesh: &MeshOfTwo, delivery: &str) -> reqwest::RequestBuilder {
-    mesh.post("/hooks/own").header("x-api-key", "k-123").header("x-delivery-id", delivery)
+    mesh.post("/hooks/own")
+        .header("x-api-key", "k-123")
+        .header("x-delivery-id", delivery)
 }
 
 async fn json(response: reqwest::Response) -> Value {
@@ -42,10 +46,19 @@ async fn assert_problem(response: reqwest::Response, status: u16, code: &str) ->
     assert_eq!(document["type"], "about:blank", "{document}");
     assert_eq!(document["status"], status, "{document}");
     assert_eq!(document["code"], code, "{document}");
-    assert!(!document["title"].as_str().unwrap().is_empty(), "{document}");
-    assert!(!document["detail"].as_str().unwrap().is_empty(), "{document}");
+    assert!(
+        !document["title"].as_str().unwrap().is_empty(),
+        "{document}"
+    );
+    assert!(
+        !document["detail"].as_str().unwrap().is_empty(),
+        "{document}"
+    );
     let trace_id = document["trace_id"].as_str().unwrap();
-    assert!(trace_id.len() == 32 && trace_id.bytes().all(|b| b.is_ascii_hexdigit()), "{document}");
+    assert!(
+        trace_id.len() == 32 && trace_id.bytes().all(|b| b.is_ascii_hexdigit()),
+        "{document}"
+    );
     if status == 503 {
         let after: u32 = headers["retry-after"].to_str().unwrap().parse().unwrap();
         assert!(after >= 1);
@@ -66,16 +79,29 @@ async fn a_webhook_is_handed_on_as_it_came_and_answered_with_its_receipt() {
         .unwrap();
     assert_eq!(response.status(), 202);
     let answer = response.text().await.unwrap();
-    assert_eq!(answer, r#"{"id":"hook-d-1","correlation_id":"order-7","duplicate":false}"#);
+    assert_eq!(
+        answer,
+        r#"{"id":"hook-d-1","correlation_id":"order-7","duplicate":false}"#
+    );
 
     let hook = mesh.receiver.received().pop().unwrap();
     assert_eq!(hook.body, BODY);
     assert_eq!(
-        (&*hook.source, &*hook.r#type, &*hook.delivery_id, &*hook.content_type),
+        (
+            &*hook.source,
+            &*hook.r#type,
+            &*hook.delivery_id,
+            &*hook.content_type
+        ),
         ("github", "push", "d-1", "application/json")
     );
     assert_eq!((&*hook.session_id, &*hook.causation_id), ("s-1", ""));
-    let header = |name: &str| hook.headers.iter().find(|h| h.name == name).map(|h| &*h.value);
+    let header = |name: &str| {
+        hook.headers
+            .iter()
+            .find(|h| h.name == name)
+            .map(|h| &*h.value)
+    };
     assert_eq!(header("authorization"), Some("[redacted]"));
     assert_eq!(header("x-hub-signature-256"), Some("[redacted]"));
     assert_eq!(header("x-github-event"), Some("push"));
@@ -100,7 +126,11 @@ async fn what_comes_in_parallel_goes_together() {
     mesh.receiver.take_for(Duration::from_millis(500));
     let all = join_all((0..64).map(|i| own(&mesh, &i.to_string()).body("{}").send()));
     let answers = all.await;
-    assert!(answers.into_iter().all(|answer| answer.unwrap().status() == 202));
+    assert!(
+        answers
+            .into_iter()
+            .all(|answer| answer.unwrap().status() == 202)
+    );
     let calls = mesh.receiver.calls();
     assert_eq!(calls.iter().sum::<usize>(), 64);
     assert!(calls.len() < 32, "{calls:?}");
@@ -124,18 +154,32 @@ async fn a_request_that_cant_be_taken_is_a_problem_of_its_own_status() {
     assert!(response.headers().contains_key("www-authenticate"));
     assert_problem(response, 401, "DENIED").await;
     assert_problem(sent(github(&mesh, "1").body("other")).await, 401, "DENIED").await;
-    let wrong_key = mesh.post("/hooks/own").header("x-api-key", "k-124").body("{}");
+    let wrong_key = mesh
+        .post("/hooks/own")
+        .header("x-api-key", "k-124")
+        .body("{}");
     assert_problem(sent(wrong_key).await, 401, "DENIED").await;
 
-    let image = own(&mesh, "1").header("content-type", "image/png").body("{}");
+    let image = own(&mesh, "1")
+        .header("content-type", "image/png")
+        .body("{}");
     assert_problem(sent(image).await, 415, "INVALID_REQUEST").await;
-    let packed = own(&mesh, "1").header("content-encoding", "gzip").body("{}");
+    let packed = own(&mesh, "1")
+        .header("content-encoding", "gzip")
+        .body("{}");
     assert_problem(sent(packed).await, 415, "INVALID_REQUEST").await;
-    let anonymous = mesh.post("/hooks/github").header("x-hub-signature-256", SIGNATURE).body(BODY);
+    let anonymous = mesh
+        .post("/hooks/github")
+        .header("x-hub-signature-256", SIGNATURE)
+        .body(BODY);
     assert_problem(sent(anonymous).await, 400, "INVALID_REQUEST").await;
-    let large = own(&mesh, "1").header("x-large", "x".repeat(17 * 1024)).body("{}");
+    let large = own(&mesh, "1")
+        .header("x-large", "x".repeat(17 * 1024))
+        .body("{}");
     assert_problem(sent(large).await, 431, "INVALID_REQUEST").await;
-    let many = (0..130).fold(own(&mesh, "1"), |request, i| request.header(format!("x-{i}"), "1"));
+    let many = (0..130).fold(own(&mesh, "1"), |request, i| {
+        request.header(format!("x-{i}"), "1")
+    });
     assert_problem(sent(many.body("{}")).await, 431, "INVALID_REQUEST").await;
     assert!(mesh.receiver.received().is_empty());
 
@@ -150,12 +194,20 @@ async fn a_body_that_is_too_large_is_refused_announced_or_not() {
     let mesh = MeshOfTwo::start("body_limit = 100").await;
     let head = "POST /hooks/own HTTP/1.1\r\nhost: x\r\nx-api-key: k-123\r\n";
     // Not a byte of it is sent, and none waited for.
-    let announced = mesh.raw(&format!("{head}content-length: 101\r\n\r\n")).await;
+    let announced = mesh
+        .raw(&format!("{head}content-length: 101\r\n\r\n"))
+        .await;
     assert!(announced.starts_with("HTTP/1.1 413"), "{announced}");
-    assert!(announced.contains("application/problem+json"), "{announced}");
+    assert!(
+        announced.contains("application/problem+json"),
+        "{announced}"
+    );
     let chunk = "x".repeat(101);
-    let chunked =
-        mesh.raw(&format!("{head}transfer-encoding: chunked\r\n\r\n65\r\n{chunk}\r\n")).await;
+    let chunked = mesh
+        .raw(&format!(
+            "{head}transfer-encoding: chunked\r\n\r\n65\r\n{chunk}\r\n"
+        ))
+        .await;
     assert!(chunked.starts_with("HTTP/1.1 413"), "{chunked}");
     let fits = own(&mesh, "1").body("x".repeat(100)).send().await.unwrap();
     assert_eq!(fits.status(), 202);
@@ -166,7 +218,9 @@ async fn a_body_that_is_too_large_is_refused_announced_or_not() {
 async fn a_body_that_comes_too_slowly_is_given_up() {
     let mesh = MeshOfTwo::start("body_timeout = \"300ms\"").await;
     let answer = mesh
-        .raw("POST /hooks/own HTTP/1.1\r\nhost: x\r\nx-api-key: k-123\r\ncontent-length: 9\r\n\r\nx")
+        .raw(
+            "POST /hooks/own HTTP/1.1\r\nhost: x\r\nx-api-key: k-123\r\ncontent-length: 9\r\n\r\nx",
+        )
         .await;
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     assert!(answer.contains("DEADLINE_EXCEEDED"), "{answer}");
@@ -179,7 +233,10 @@ async fn who_sends_half_a_header_or_nothing_is_cut_off() {
     for sent in ["POST /hooks/own HTTP/1.1\r\nhost: x\r\nx-a", ""] {
         // Returns when the gateway closes the connection.
         let answer = mesh.raw(sent).await;
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 408"),
+            "{answer}"
+        );
     }
     mesh.stop().await;
 }
@@ -198,11 +255,17 @@ async fn a_refusal_inside_is_the_same_problem_outside() {
         (Reason::Internal, 500),
     ] {
         // One of its own in the batch, and the whole call's.
-        for kind in [format!("refuse {}", reason.as_str()), format!("fail {}", reason.as_str())] {
+        for kind in [
+            format!("refuse {}", reason.as_str()),
+            format!("fail {}", reason.as_str()),
+        ] {
             let request = own(&mesh, "1").header("x-event-type", &kind).body("{}");
             let document =
                 assert_problem(request.send().await.unwrap(), status, reason.as_str()).await;
-            let told = document["detail"].as_str().unwrap().contains("the fake's words");
+            let told = document["detail"]
+                .as_str()
+                .unwrap()
+                .contains("the fake's words");
             assert_eq!(told, reason == Reason::InvalidRequest, "{document}");
         }
     }
@@ -225,13 +288,13 @@ async fn without_hook_receiver_a_webhook_is_503_and_is_taken_when_it_is_back() {
 async fn a_sender_that_goes_away_takes_nobody_along() {
     let mesh = MeshOfTwo::start("").await;
     mesh.receiver.hold();
-    let short = own(&mesh, "gone").body("{}").timeout(Duration::from_millis(200)).send();
-    let (short, stays) = tokio::join!(short, async {
-        let stays = tokio::spawn(own(&mesh, "stays").body("{}").send());
-        until(|| mesh.receiver.calls().len() == 2).await;
-        stays
-    });
-    assert!(short.unwrap_err().is_timeout());
+    let short = own(&mesh, "gone")
+        .body("{}")
+        .timeout(Duration::from_millis(200));
+    let gone = tokio::spawn(short.send());
+    let stays = tokio::spawn(own(&mesh, "stays").body("{}").send());
+    until(|| mesh.receiver.calls().len() == 2).await;
+    assert!(gone.await.unwrap().unwrap_err().is_timeout());
     mesh.receiver.release();
     assert_eq!(stays.await.unwrap().unwrap().status(), 202);
     mesh.stop().await;
@@ -262,16 +325,27 @@ async fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
 async fn webhooks_are_counted_by_configured_source_and_class_of_status() {
     let mesh = MeshOfTwo::start("").await;
     for path in ["/hooks/zoo", "/hooks/nobody-1", "/hooks/nobody-2"] {
-        mesh.post(path).header("x-api-key", "k-123").body("{}").send().await.unwrap();
+        mesh.post(path)
+            .header("x-api-key", "k-123")
+            .body("{}")
+            .send()
+            .await
+            .unwrap();
     }
     let metrics = mesh.metrics().await;
     let counted = |source: &str, status: &str| {
-        let labels = [format!("source=\"{source}\""), format!("status=\"{status}\"")];
-        metrics
-            .lines()
-            .any(|line| line.starts_with("omni_webhooks") && labels.iter().all(|l| line.contains(l)))
+        let labels = [
+            format!("source=\"{source}\""),
+            format!("status=\"{status}\""),
+        ];
+        metrics.lines().any(|line| {
+            line.starts_with("omni_webhooks") && labels.iter().all(|l| line.contains(l))
+        })
     };
-    assert!(counted("zoo", "2xx") && counted("unknown", "4xx"), "{metrics}");
+    assert!(
+        counted("zoo", "2xx") && counted("unknown", "4xx"),
+        "{metrics}"
+    );
     assert!(!metrics.contains("nobody"), "{metrics}");
     mesh.stop().await;
 }

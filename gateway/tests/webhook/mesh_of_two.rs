@@ -77,7 +77,9 @@ impl MeshOfTwo {
         let config = Config::from_sources(Some(&file), HashMap::new(), &[]).unwrap();
         let telemetry = telemetry(&config);
         let declared = [("gateway".to_owned(), "hook-receiver".to_owned())];
-        let process = Process::start(Arc::new(config), telemetry, &declared, 0).await.unwrap();
+        let process = Process::start(Arc::new(config), telemetry, &declared, 0)
+            .await
+            .unwrap();
         let process = Arc::new(process);
 
         let receiver = Arc::new(Fake::default());
@@ -116,7 +118,14 @@ impl MeshOfTwo {
     /// What the admin port says of the metrics.
     pub async fn metrics(&self) -> String {
         let url = format!("http://{}/metrics", self.process.admin_address());
-        self.http.get(url).send().await.unwrap().text().await.unwrap()
+        self.http
+            .get(url)
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap()
     }
 
     pub async fn stop_receiver(&mut self) {
@@ -147,7 +156,9 @@ fn telemetry(config: &Config) -> Arc<Telemetry> {
     static TELEMETRY: OnceLock<Arc<Telemetry>> = OnceLock::new();
     let start = || {
         // With two providers in the graph rustls wants to be told.
-        rustls::crypto::aws_lc_rs::default_provider().install_default().unwrap();
+        rustls::crypto::aws_lc_rs::default_provider()
+            .install_default()
+            .unwrap();
         Arc::new(Telemetry::start(config).unwrap())
     };
     TELEMETRY.get_or_init(start).clone()
@@ -163,8 +174,7 @@ async fn run(process: &Arc<Process>, service: Arc<dyn Service>) -> (Running, Soc
             told.try_send(address).unwrap();
         }
     });
-    let task =
-        tokio::spawn(async move { process.run(vec![service], progress, stopped).await });
+    let task = tokio::spawn(async move { process.run(vec![service], progress, stopped).await });
     match tokio::time::timeout(DEADLINE, ready.recv()).await.unwrap() {
         Some(address) => (Running { stop, task }, address),
         None => panic!("{:?}", task.await),
@@ -174,7 +184,11 @@ async fn run(process: &Arc<Process>, service: Arc<dyn Service>) -> (Running, Soc
 async fn stop(running: Option<Running>) {
     if let Some(Running { stop, task }) = running {
         stop.cancel();
-        tokio::time::timeout(DEADLINE, task).await.unwrap().unwrap().unwrap();
+        tokio::time::timeout(DEADLINE, task)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
     }
 }
 
@@ -185,7 +199,9 @@ pub async fn until(condition: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(DEADLINE, held).await.expect("the condition never held");
+    tokio::time::timeout(DEADLINE, held)
+        .await
+        .expect("the condition never held");
 }
 
 /// What the tests' hook-receiver saw, and what it is to do.
@@ -258,7 +274,10 @@ impl Fake {
                 Outcome::Receipt(receipt)
             }
         };
-        Ok(ReceiveBatchResult { outcome: Some(outcome), trace: None })
+        Ok(ReceiveBatchResult {
+            outcome: Some(outcome),
+            trace: None,
+        })
     }
 }
 
@@ -279,7 +298,9 @@ impl Service for FakeService {
     }
 
     async fn start(&self, _: &Context) -> Result<Surface, Error> {
-        Ok(Surface::Grpc(Routes::new(HookReceiverServer::from_arc(self.0.clone()))))
+        Ok(Surface::Grpc(Routes::new(HookReceiverServer::from_arc(
+            self.0.clone(),
+        ))))
     }
 }
 
@@ -295,7 +316,9 @@ impl HookReceiver for Fake {
         let takes = *self.takes.lock().unwrap();
         tokio::time::sleep(takes).await;
         let hooks = items.into_iter().filter_map(|item| item.hook);
-        let results = hooks.map(|hook| self.receive(hook)).collect::<Result<_, _>>()?;
+        let results = hooks
+            .map(|hook| self.receive(hook))
+            .collect::<Result<_, _>>()?;
         Ok(Response::new(ReceiveBatchResponse { results }))
     }
 
