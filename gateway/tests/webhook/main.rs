@@ -4,15 +4,19 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod mesh_of_two;
+mod spans;
 
 use std::time::Duration;
 
 use futures::future::join_all;
-use mesh::status::Reason;
+use mesh::{status::Reason, telemetry::trace};
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use self::mesh_of_two::{DEADLINE, MeshOfTwo, until};
+use self::{
+    mesh_of_two::{DEADLINE, MeshOfTwo, until},
+    spans::Spans,
+};
 
 // GitHub's published example: "Validating webhook deliveries".
 const BODY: &str = "Hello, World!";
@@ -288,13 +292,11 @@ async fn without_hook_receiver_a_webhook_is_503_and_is_taken_when_it_is_back() {
 async fn a_sender_that_goes_away_takes_nobody_along() {
     let mesh = MeshOfTwo::start("").await;
     mesh.receiver.hold();
-    let short = own(&mesh, "gone")
-        .body("{}")
-        .timeout(Duration::from_millis(200));
-    let gone = tokio::spawn(short.send());
+    let gone = tokio::spawn(own(&mesh, "gone").body("{}").send());
     let stays = tokio::spawn(own(&mesh, "stays").body("{}").send());
-    until(|| mesh.receiver.calls().len() == 2).await;
-    assert!(gone.await.unwrap().unwrap_err().is_timeout());
+    until(|| mesh.receiver.calls().iter().sum::<usize>() == 2).await;
+    gone.abort();
+    assert!(gone.await.unwrap_err().is_cancelled());
     mesh.receiver.release();
     assert_eq!(stays.await.unwrap().unwrap().status(), 202);
     mesh.stop().await;
@@ -347,5 +349,41 @@ async fn webhooks_are_counted_by_configured_source_and_class_of_status() {
         "{metrics}"
     );
     assert!(!metrics.contains("nobody"), "{metrics}");
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn a_webhook_begins_a_trace_of_its_own_that_links_to_its_senders() {
+    let mesh = MeshOfTwo::start("").await;
+    // Theirs isn't sampled, which is no order for us.
+    let theirs = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+    let webhook = own(&mesh, "1").header("traceparent", theirs).body("{}");
+    assert_eq!(webhook.send().await.unwrap().status(), 202);
+    let handed_on = trace::parse(&mesh.receiver.traceparents()[0]).unwrap();
+    let theirs = trace::parse(theirs).unwrap();
+    assert!(handed_on.is_sampled());
+    assert_ne!(handed_on.trace_id(), theirs.trace_id());
+
+    let span = Spans::of_trace(&handed_on.trace_id().to_string()).await;
+    assert_eq!(span.name, "POST /hooks/{source}");
+    assert_eq!(span.span_id, handed_on.span_id().to_bytes());
+    assert!(span.parent_span_id.is_empty());
+    assert_eq!(span.links.len(), 1);
+    assert_eq!(span.links[0].trace_id, theirs.trace_id().to_bytes());
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn a_problem_names_its_webhooks_trace() {
+    let mesh = MeshOfTwo::start("").await;
+    let response = mesh.post("/hooks/nobody").send().await.unwrap();
+    let document = assert_problem(response, 404, "NOT_FOUND").await;
+    let span = Spans::of_trace(document["trace_id"].as_str().unwrap()).await;
+    let status = span
+        .attributes
+        .iter()
+        .find(|a| a.key == "http.response.status_code")
+        .unwrap();
+    assert!(format!("{:?}", status.value).contains("404"), "{status:?}");
     mesh.stop().await;
 }
