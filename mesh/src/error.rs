@@ -43,6 +43,14 @@ pub enum Error {
     /// The registry refused or can't be reached.
     #[error("registry: {0}")]
     Registry(String),
+    /// The Consul agent refused or can't be reached.
+    #[error("consul: {url}: {cause}")]
+    Consul {
+        /// What was asked.
+        url: String,
+        /// What went wrong and what to do.
+        cause: String,
+    },
     /// The policy can't be read.
     #[error("policy: {0}")]
     Policy(String),

@@ -61,7 +61,7 @@ pub(crate) fn watch(folder: &Path) -> Result<Changes, Error> {
 ///
 /// # Errors
 /// When it can't be made.
-pub(crate) fn make_folder(folder: &Path) -> Result<(), Error> {
+pub fn make_folder(folder: &Path) -> Result<(), Error> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()
         .recursive(true)

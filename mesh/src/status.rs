@@ -107,13 +107,30 @@ pub fn status(reason: Reason, message: impl Into<String>) -> Status {
     Status::with_error_details(reason.code(), message, details)
 }
 
-/// A status for a field that is wrong: which one, and what would be right.
-pub fn invalid(field: &str, description: impl Into<String>) -> Status {
-    let description = description.into();
-    let reason = Reason::InvalidRequest;
-    let mut details = ErrorDetails::with_error_info(reason.as_str(), DOMAIN, HashMap::new());
-    details.add_bad_request_violation(field, &description);
-    Status::with_error_details(reason.code(), format!("`{field}`: {description}"), details)
+/// A field of a request that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{field}`: {description}")]
+pub struct InvalidField {
+    /// The field's path in the request.
+    pub field: &'static str,
+    /// What is wrong and what would be right.
+    pub description: String,
+}
+
+impl InvalidField {
+    /// The field at the path `field`, and what would be right.
+    pub fn new(field: &'static str, description: impl Into<String>) -> Self {
+        Self { field, description: description.into() }
+    }
+}
+
+impl From<InvalidField> for Status {
+    fn from(invalid: InvalidField) -> Self {
+        let reason = Reason::InvalidRequest;
+        let mut details = ErrorDetails::with_error_info(reason.as_str(), DOMAIN, HashMap::new());
+        details.add_bad_request_violation(invalid.field, &invalid.description);
+        Self::with_error_details(reason.code(), invalid.to_string(), details)
+    }
 }
 
 /// The reason a status carries; by its code where it carries none of ours.
@@ -179,7 +196,7 @@ mod tests {
 
     #[test]
     fn an_invalid_field_is_named() {
-        let status = invalid("hook.source", "is empty");
+        let status = Status::from(InvalidField::new("hook.source", "is empty"));
         assert_eq!(status.message(), "`hook.source`: is empty");
         let details = status.get_error_details();
         assert_eq!(details.bad_request().unwrap().field_violations[0].field, "hook.source");

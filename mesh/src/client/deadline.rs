@@ -1,14 +1,21 @@
 //! The deadline goes along hop by hop and is never extended.
 
 use std::{
+    future::Future as _,
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Request, Response};
-use tokio::{sync::watch, time::Instant};
+use http_body::{Body as _, Frame};
+use tokio::{
+    sync::watch,
+    time::{Instant, Sleep},
+};
 use tonic::{Status, body::Body};
 use tower::Service;
 
@@ -70,13 +77,58 @@ where
             return Box::pin(self.inner.call(request));
         };
         request.headers_mut().insert(TIMEOUT_HEADER, format(timeout));
+        let deadline = Instant::now() + timeout;
         let response = self.inner.call(request);
         Box::pin(async move {
-            tokio::time::timeout(timeout, response).await.unwrap_or_else(|_| {
-                let message = format!("no answer within {timeout:?}");
-                Err(status(Reason::DeadlineExceeded, message))
-            })
+            match tokio::time::timeout_at(deadline, response).await {
+                Ok(response) => Ok(response?.map(|body| until(body, deadline))),
+                Err(_) => Err(over()),
+            }
         })
+    }
+}
+
+/// What is answered when the time is over.
+pub(crate) fn over() -> Status {
+    status(Reason::DeadlineExceeded, "the deadline is over")
+}
+
+/// `body`, ended by trailers that say so when the deadline comes first.
+pub(crate) fn until(body: Body, deadline: Instant) -> Body {
+    if body.is_end_stream() {
+        return body;
+    }
+    Body::new(Until { body, deadline: Box::pin(tokio::time::sleep_until(deadline)), over: false })
+}
+
+struct Until {
+    body: Body,
+    deadline: Pin<Box<Sleep>>,
+    over: bool,
+}
+
+impl http_body::Body for Until {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        ready!(self.deadline.as_mut().poll(cx));
+        self.over = true;
+        let trailers = over().into_http::<()>().into_parts().0.headers;
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over || self.body.is_end_stream()
     }
 }
 

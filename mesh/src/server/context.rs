@@ -74,9 +74,10 @@ where
             match deadline {
                 None => answer.await,
                 Some(deadline) => {
-                    tokio::time::timeout_at(deadline, answer).await.unwrap_or_else(|_| {
-                        Err(status(Reason::DeadlineExceeded, "the deadline is over"))
-                    })
+                    match tokio::time::timeout_at(deadline, answer).await {
+                        Ok(answer) => Ok(answer?.map(|body| deadline::until(body, deadline))),
+                        Err(_) => Err(deadline::over()),
+                    }
                 }
             }
         };

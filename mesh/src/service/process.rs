@@ -88,7 +88,7 @@ impl Process {
             authority: identity::authority(&config)?,
             registry: registry::registry(&config)?,
             broker: broker::broker(&config).await?,
-            policy: policy::policy(&config, declared)?,
+            policy: policy::policy(&config, declared).await?,
             interceptors,
             readiness: admin.readiness,
             admin_address,

@@ -33,8 +33,9 @@ const SPAN_QUEUE: usize = 16 * 1024;
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Libraries that speak at `info` of every call they make, or that would make
 /// the exporter trace itself.
-const QUIET: &str = "notify=warn,rustify=warn,reqwest=warn,hyper=warn,h2=warn,sqlx=warn,sea_orm_migration=warn,\
-                     tower=warn,tonic=warn,opentelemetry=warn,opentelemetry_sdk=warn";
+const QUIET: &str = "notify=warn,consulrs=warn,rustify=warn,reqwest=warn,hyper=warn,h2=warn,\
+                     sqlx=warn,sea_orm_migration=warn,tower=warn,tonic=warn,opentelemetry=warn,\
+                     opentelemetry_sdk=warn";
 
 /// The telemetry of this process.
 pub struct Telemetry {

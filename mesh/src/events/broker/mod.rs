@@ -1,6 +1,7 @@
 //! Where events go: topics, written in order and read by groups.
 
 mod embedded;
+pub mod kafka;
 
 use std::{sync::Arc, time::Duration};
 
@@ -132,6 +133,7 @@ pub fn matches(pattern: &str, topic: &str) -> bool {
 pub async fn broker(config: &Config) -> Result<Arc<dyn Broker>, Error> {
     match config.events.split_once(':').map(|(scheme, _)| scheme) {
         Some("embedded") => Ok(Arc::new(embedded::EmbeddedBroker::open(config).await?)),
+        Some("kafka") => Ok(Arc::new(kafka::KafkaBroker::connect(config)?)),
         _ => Err(Error::setting(
             "events",
             &config.events,

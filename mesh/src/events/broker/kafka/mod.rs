@@ -1,0 +1,164 @@
+//! The broker `kafka://`: topics on Apache Kafka, or on what speaks its
+//! protocol, through librdkafka. Nothing here waits for the broker at the start:
+//! a process comes up without it, and its outbox fills until Kafka is back.
+
+mod consumer;
+mod producer;
+mod record;
+mod settings;
+mod topics;
+
+#[cfg(test)]
+mod tests;
+
+use std::{ops::Deref, time::Duration};
+
+use async_trait::async_trait;
+use rdkafka::{
+    TopicPartitionList,
+    client::ClientContext,
+    config::RDKafkaLogLevel,
+    consumer::{BaseConsumer, ConsumerContext, Rebalance},
+    error::{KafkaError, RDKafkaErrorCode},
+};
+use tracing::{debug, info, warn};
+
+use self::{producer::Publisher, settings::Settings};
+use super::{Broker, Consumer, From, Record, TopicStatus};
+use crate::{Error, config::Config};
+
+/// Kafka, as the setting `events` names it.
+pub struct KafkaBroker {
+    settings: Settings,
+    publisher: Publisher,
+}
+
+impl KafkaBroker {
+    /// The broker at `events = kafka://host:port[,host:port…]`. Two parameters
+    /// may follow, for topics that are made: `?partitions=8&replication=3`.
+    /// It connects when it is first used, and again whenever it has to.
+    ///
+    /// # Errors
+    /// When the setting can't be read.
+    pub fn connect(config: &Config) -> Result<Self, Error> {
+        let settings = Settings::parse(&config.events, config.limits.message_bytes)?;
+        let publisher = Publisher::new(&settings);
+        Ok(Self {
+            settings,
+            publisher,
+        })
+    }
+}
+
+#[async_trait]
+impl Broker for KafkaBroker {
+    async fn ensure(&self, topics: &[String]) -> Result<(), Error> {
+        topics::ensure(&self.settings, topics).await
+    }
+
+    async fn publish(&self, records: Vec<Record>, deadline: Duration) -> Vec<Result<(), Error>> {
+        self.publisher.publish(records, deadline).await
+    }
+
+    async fn subscribe(&self, group: &str, pattern: &str) -> Result<Box<dyn Consumer>, Error> {
+        Ok(Box::new(consumer::subscribe(
+            &self.settings,
+            group,
+            pattern,
+        )?))
+    }
+
+    async fn tail(&self, topic: &str, from: From) -> Result<Box<dyn Consumer>, Error> {
+        Ok(Box::new(consumer::tail(&self.settings, topic, from).await?))
+    }
+
+    async fn topics(&self) -> Result<Vec<TopicStatus>, Error> {
+        topics::list(&self.settings).await
+    }
+}
+
+/// What librdkafka has to say, told to `tracing`. It calls every lost
+/// connection an error and then heals it by itself, so nothing here is more than
+/// a warning: what a caller must know comes back to that caller as an error.
+#[derive(Clone)]
+struct Log;
+
+impl ClientContext for Log {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error
+            | RDKafkaLogLevel::Warning => {
+                warn!(target: "librdkafka", facility, "{message}");
+            }
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+                info!(target: "librdkafka", facility, "{message}");
+            }
+            RDKafkaLogLevel::Debug => debug!(target: "librdkafka", facility, "{message}"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown) => warn!(target: "librdkafka", "{reason}"),
+            _ => debug!(target: "librdkafka", "{reason}"),
+        }
+    }
+}
+
+impl ConsumerContext for Log {
+    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        let named = |partitions: &TopicPartitionList| {
+            let named = partitions.elements();
+            let named = named
+                .iter()
+                .map(|p| format!("{}/{}", p.topic(), p.partition()));
+            named.collect::<Vec<_>>().join(" ")
+        };
+        match rebalance {
+            Rebalance::Assign(all) => debug!(partitions = named(all), "partitions assigned"),
+            Rebalance::Revoke(all) => debug!(partitions = named(all), "partitions revoked"),
+            Rebalance::Error(why) => warn!("the group's partitions can't be assigned: {why}"),
+        }
+    }
+}
+
+/// A client of librdkafka, dropped off the async threads: its drop joins
+/// threads, says goodbye to the broker and takes up to some seconds.
+struct OffThread<T: Send + 'static>(Option<T>);
+
+impl<T: Send + 'static> OffThread<T> {
+    fn new(client: T) -> Self {
+        Self(Some(client))
+    }
+}
+
+impl<T: Send + 'static> Deref for OffThread<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("only the drop takes it")
+    }
+}
+
+impl<T: Send + 'static> Drop for OffThread<T> {
+    fn drop(&mut self) {
+        let client = self.0.take();
+        // Outside of a runtime there is no async thread to hold up.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || drop(client));
+        }
+    }
+}
+
+/// Runs what blocks in librdkafka.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(why) => Err(Error::Broker(format!("the call was cut off: {why}"))),
+    }
+}

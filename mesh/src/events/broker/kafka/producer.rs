@@ -1,0 +1,246 @@
+//! Publishing: every record's own delivery report, within a deadline.
+//!
+//! A record without a report by the deadline may be with the broker, on its way,
+//! or lost, and the relay will publish it again. Two things keep that in order.
+//! First, each `publish` has a producer to itself, and one that has failed in
+//! any way is never used again: it is purged, and closed, and what it had queued
+//! is gone. Purging is all or nothing, so a shared producer would take the
+//! records of other callers along. Second, what was already on the wire can
+//! arrive late, even after the same records of the next `publish`, but only as
+//! the beginning of what was sent, without a gap: the broker refuses a sequence
+//! number out of order, and librdkafka (`enable.gapless.guarantee`) refuses to
+//! go on behind a failed record. Two runs of one key that each begin no later
+//! than the first record unaccounted for, and have no gap, can be mixed in any
+//! way: the first occurrences stay in order, the rest are duplicates.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use rdkafka::{
+    ClientConfig,
+    error::{KafkaError, RDKafkaErrorCode as Code},
+    producer::{DeliveryFuture, FutureProducer, FutureRecord, future_producer::Delivery},
+};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
+
+use super::{Log, OffThread, record, settings::Settings};
+use crate::{Error, events::broker::Record};
+
+/// How many `publish` run at once, each with a producer of its own; further
+/// ones wait. A relay runs one.
+const PRODUCERS: usize = 8;
+
+/// How long the reports of a purged producer may take.
+const PURGE_LIMIT: Duration = Duration::from_secs(2);
+
+type Producer = OffThread<FutureProducer<Log>>;
+
+/// The producers of this process.
+pub(super) struct Publisher {
+    config: ClientConfig,
+    idle: Mutex<Vec<Producer>>,
+    slots: Semaphore,
+}
+
+impl Publisher {
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self {
+            config: settings.producer(),
+            idle: Mutex::default(),
+            slots: Semaphore::new(PRODUCERS),
+        }
+    }
+
+    /// As [`super::Broker::publish`]. A record that is at fault itself answers
+    /// [`Error::Event`]: it will never be taken as it is. Behind a record that
+    /// failed nothing is sent; those answer errors too, and may be published
+    /// again once it is dealt with.
+    pub(super) async fn publish(
+        &self,
+        records: Vec<Record>,
+        deadline: Duration,
+    ) -> Vec<Result<(), Error>> {
+        let ends = Instant::now() + deadline;
+        let late = || format!("no answer from the broker within {deadline:?}");
+        let Ok(Ok(_slot)) = timeout_at(ends, self.slots.acquire()).await else {
+            let busy = format!("{}: {PRODUCERS} others are being published", late());
+            return fail_all(&records, &busy);
+        };
+        let producer = match self.take() {
+            Ok(producer) => producer,
+            Err(why) => return fail_all(&records, &why.to_string()),
+        };
+
+        // From here a drop of this future drops the producer, which purges it.
+        let mut batch = Batch::new(&records);
+        let in_time = batch.send_all(&producer, ends).await && batch.collect(ends).await;
+        if in_time && batch.delivered() {
+            self.give_back(producer);
+        } else {
+            drop(producer);
+            batch.collect(Instant::now() + PURGE_LIMIT).await;
+        }
+        batch.into_answers(&late())
+    }
+
+    fn take(&self) -> Result<Producer, KafkaError> {
+        let idle = self
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        match idle {
+            Some(producer) => Ok(producer),
+            None => Ok(OffThread::new(self.config.create_with_context(Log)?)),
+        }
+    }
+
+    /// At most [`PRODUCERS`] are out, so no more can come back.
+    fn give_back(&self, producer: Producer) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.push(producer);
+    }
+}
+
+/// The records of one `publish` and what became of each.
+struct Batch<'a> {
+    records: &'a [Record],
+    /// For the records handed to librdkafka, in order.
+    states: Vec<State>,
+    /// Why the first record that wasn't handed over wasn't.
+    refusal: Option<KafkaError>,
+}
+
+enum State {
+    Sent(DeliveryFuture),
+    Done(Result<Delivery, KafkaError>),
+}
+
+impl<'a> Batch<'a> {
+    fn new(records: &'a [Record]) -> Self {
+        Self {
+            records,
+            states: Vec::with_capacity(records.len()),
+            refusal: None,
+        }
+    }
+
+    /// Hands the records over, until one is refused; whether there was the time
+    /// to. A full queue is waited for: it empties as reports come in.
+    async fn send_all(&mut self, producer: &FutureProducer<Log>, ends: Instant) -> bool {
+        let mut reported = 0;
+        while let Some(Record { topic, event }) = self.records.get(self.states.len()) {
+            let key = &event.attributes.correlationid;
+            let record = FutureRecord {
+                topic,
+                partition: None,
+                payload: Some(&event.data[..]),
+                key: Some(key).filter(|key| !key.is_empty()),
+                timestamp: None,
+                headers: Some(record::headers(&event.attributes)),
+            };
+            match producer.send_result(record) {
+                Ok(report) => self.states.push(State::Sent(report)),
+                Err((KafkaError::MessageProduction(Code::QueueFull), _))
+                    if reported < self.states.len() =>
+                {
+                    if !self.states[reported].settle(ends).await {
+                        return false;
+                    }
+                    reported += 1;
+                }
+                Err((why, _)) => {
+                    self.refusal = Some(why);
+                    return true;
+                }
+            }
+        }
+        true
+    }
+
+    /// Waits for the reports; whether all came.
+    async fn collect(&mut self, ends: Instant) -> bool {
+        for state in &mut self.states {
+            if !state.settle(ends).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Whether all that was handed over is delivered.
+    fn delivered(&self) -> bool {
+        let delivered = |state: &State| matches!(state, State::Done(Ok(_)));
+        self.states.iter().all(delivered)
+    }
+
+    fn into_answers(self, late: &str) -> Vec<Result<(), Error>> {
+        let mut refusal = self.refusal;
+        let mut states = self.states.into_iter();
+        let answer = |record: &Record| match states.next() {
+            Some(State::Done(Ok(_))) => Ok(()),
+            Some(State::Done(Err(why))) => Err(failure(record, &why, late)),
+            Some(State::Sent(_)) => Err(Error::Broker(late.to_owned())),
+            None => Err(match refusal.take() {
+                Some(why) => failure(record, &why, late),
+                None => Error::Broker("not sent, because one before it failed".into()),
+            }),
+        };
+        self.records.iter().map(answer).collect()
+    }
+}
+
+impl State {
+    /// Waits for the report; whether it came.
+    async fn settle(&mut self, ends: Instant) -> bool {
+        if let Self::Sent(report) = self {
+            let Ok(report) = timeout_at(ends, report).await else {
+                return false;
+            };
+            *self = Self::Done(match report {
+                Ok(report) => report.map_err(|(why, _)| why),
+                Err(_) => Err(KafkaError::Canceled),
+            });
+        }
+        true
+    }
+}
+
+/// Why `record` wasn't delivered, and what to do.
+fn failure(record: &Record, why: &KafkaError, late: &str) -> Error {
+    let Record { topic, event } = record;
+    let id = &event.attributes.id;
+    match why.rdkafka_error_code() {
+        Some(Code::MessageSizeTooLarge) => Error::Event(format!(
+            "{id} has {} bytes, more than the topic `{topic}` takes: raise the topic's \
+             `max.message.bytes`",
+            event.data.len()
+        )),
+        Some(Code::InvalidTopic | Code::InvalidRecord | Code::InvalidMessage) => {
+            Error::Event(format!("{id} can't be published to `{topic}`: {why}"))
+        }
+        Some(Code::UnknownTopic | Code::UnknownTopicOrPartition) => Error::Broker(format!(
+            "the topic `{topic}` isn't there, and the broker doesn't make it by itself: create it"
+        )),
+        Some(Code::TopicAuthorizationFailed) => Error::Broker(format!(
+            "no right to write to the topic `{topic}`: grant it on the broker"
+        )),
+        Some(Code::PurgeQueue | Code::PurgeInflight) => Error::Broker(late.to_owned()),
+        _ => match why {
+            KafkaError::Nul(_) => {
+                Error::Event(format!("{id}: `{topic}` can't be the name of a topic"))
+            }
+            _ => Error::Broker(format!("to the topic `{topic}`: {why}")),
+        },
+    }
+}
+
+fn fail_all(records: &[Record], why: &str) -> Vec<Result<(), Error>> {
+    let failed = |_| Err(Error::Broker(why.to_owned()));
+    records.iter().map(failed).collect()
+}
