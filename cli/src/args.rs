@@ -123,8 +123,10 @@ pub(crate) enum HookCommand {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "The source's scheme and secret come from [hooks.sources.SOURCE]; `omni up` makes
-a source `demo`. Sending the same --delivery again is answered as a duplicate.")]
+#[command(
+    after_help = "The source's scheme and secret come from [hooks.sources.SOURCE]; `omni up` makes
+a source `demo`. Sending the same --delivery again is answered as a duplicate."
+)]
 pub(crate) struct HookSend {
     /// The source, as in [hooks.sources.SOURCE]
     pub(crate) source: String,

@@ -99,7 +99,8 @@ fn sign(
                 .header("x-github-event", &args.kind))
         }
         "api-key" => {
-            let key = args.api_key.as_ref().context("a source of scheme `api-key` needs --api-key")?;
+            let key =
+                args.api_key.as_ref().context("a source of scheme `api-key` needs --api-key")?;
             Ok(request
                 .header("x-api-key", key)
                 .header("x-delivery-id", delivery)

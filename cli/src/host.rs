@@ -63,8 +63,7 @@ pub(crate) async fn run(
 /// Cancelled at the first SIGTERM or Ctrl-C.
 fn stop_signal() -> anyhow::Result<CancellationToken> {
     let stop = CancellationToken::new();
-    let (mut term, mut int) =
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let first = stop.clone();
     tokio::spawn(async move {
         for again in [false, true] {

@@ -8,7 +8,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Prints an error with its causes, and what a status carries.
 pub(crate) fn error(why: &anyhow::Error) {
-    let (bold, plain) = if io::stderr().is_terminal() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+    let (bold, plain) =
+        if io::stderr().is_terminal() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
     eprintln!("{bold}error:{plain} {why}");
     // A cause that its effect quotes already isn't said again.
     let mut said = why.to_string();

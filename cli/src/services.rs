@@ -31,9 +31,10 @@ pub(crate) async fn run(common: &Common, args: &Services) -> anyhow::Result<()> 
     let config = config::load(common, &[])?;
     let services = registry::registry(&config)?.services().await?;
     let instances = services.values().flat_map(|instances| instances.iter().cloned());
-    let shown = join_all(instances.map(|instance| async move {
-        Shown { health: health(&instance).await, instance }
-    }))
+    let shown = join_all(
+        instances
+            .map(|instance| async move { Shown { health: health(&instance).await, instance } }),
+    )
     .await;
     if args.json {
         return output::json(&shown);

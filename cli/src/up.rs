@@ -29,7 +29,8 @@ pub(crate) async fn run(common: &Common, args: &Up) -> anyhow::Result<()> {
     let shown = Arc::new(Shown::new(&config, services.len(), begun));
     let (for_progress, for_admin) = (shown.clone(), shown);
     let data = config.data.clone();
-    let dev_identity = config.identity.starts_with("dev:").then(|| dev::DevAuthority::open(&config));
+    let dev_identity =
+        config.identity.starts_with("dev:").then(|| dev::DevAuthority::open(&config));
     if let Some(authority) = dev_identity.transpose()? {
         dev::write_issued(&authority.issue(certs::OPERATOR)?, &data.join(certs::OPERATOR))?;
     }
@@ -59,10 +60,8 @@ fn with_demo(common: &Common) -> anyhow::Result<Config> {
         files::replace(&file, hex::encode(rand::random::<[u8; 32]>()).as_bytes())?;
     }
     let (scheme, secret) = (format!("{key}scheme"), format!("{key}secret_file"));
-    let flags = [
-        (scheme.as_str(), "github".to_owned()),
-        (secret.as_str(), file.display().to_string()),
-    ];
+    let flags =
+        [(scheme.as_str(), "github".to_owned()), (secret.as_str(), file.display().to_string())];
     config::load(common, &flags)
 }
 

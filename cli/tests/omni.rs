@@ -21,7 +21,8 @@ fn help_shows_every_command_and_something_to_try() {
     let help = omni(&["--help"]);
     assert!(help.status.success());
     let help = text(&help.stdout).to_owned();
-    for word in ["up", "serve", "services", "call", "hook", "events", "certs", "config", "Try it:"] {
+    for word in ["up", "serve", "services", "call", "hook", "events", "certs", "config", "Try it:"]
+    {
         assert!(help.contains(word), "{word}\n{help}");
     }
 }
@@ -57,9 +58,8 @@ fn the_configuration_says_where_each_value_came_from_and_no_secret() {
         .output()
         .unwrap();
     let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
-    let setting = |key: &str| {
-        shown.as_array().unwrap().iter().find(|s| s["key"] == key).unwrap().clone()
-    };
+    let setting =
+        |key: &str| shown.as_array().unwrap().iter().find(|s| s["key"] == key).unwrap().clone();
     assert_eq!(setting("database")["value"], "********");
     assert_eq!(setting("database")["origin"], "environment");
     assert_eq!(setting("data")["value"], "elsewhere");

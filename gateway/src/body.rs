@@ -62,7 +62,9 @@ impl Bodies {
                 Problem::request(StatusCode::BAD_REQUEST, detail)
             })?;
             // Trailers say nothing here.
-            let Ok(data) = frame.into_data() else { continue };
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
             if bytes.len() + data.len() > self.limit {
                 return Err(self.too_large());
             }

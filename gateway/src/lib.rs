@@ -55,6 +55,8 @@ impl Service for Gateway {
             bodies: Bodies::new(settings.body_limit, settings.body_timeout),
             queue,
         };
-        Ok(Surface::Http(webhook::router(Arc::new(webhooks))))
+        let webhooks = Arc::new(webhooks);
+        let routes = webhook::router(webhooks.clone());
+        Ok(Surface::Http(observe::observed(routes, webhooks)))
     }
 }

@@ -234,7 +234,8 @@ mod tests {
     async fn the_insides_words_stay_inside_but_for_what_is_wrong_with_the_request() {
         let (_, body) = read(status::status(Reason::NoInstance, "10.0.0.7:8001").into()).await;
         assert!(!body.contains("10.0.0.7"), "{body}");
-        let (head, body) = read(tonic::Status::from(status::InvalidField::new("hook.type", "is empty")).into()).await;
+        let invalid = tonic::Status::from(status::InvalidField::new("hook.type", "is empty"));
+        let (head, body) = read(invalid.into()).await;
         assert_eq!(head.status, StatusCode::UNPROCESSABLE_ENTITY);
         assert!(body.contains("`hook.type`: is empty"), "{body}");
     }

@@ -275,8 +275,7 @@ mod tests {
 
     fn api_key(key: &str) -> Source {
         let digest = hex::encode(Sha256::digest(key));
-        let settings =
-            SourceSettings { key_sha256: Some(digest), ..settings(SchemeName::ApiKey) };
+        let settings = SourceSettings { key_sha256: Some(digest), ..settings(SchemeName::ApiKey) };
         Source::try_new("own", &settings).unwrap()
     }
 

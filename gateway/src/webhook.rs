@@ -12,19 +12,15 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{Path, Request, State, rejection::PathRejection},
-    middleware,
-    response::Response,
     routing::{get, post},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use mesh::{status::Reason, telemetry::trace};
+use mesh::telemetry::trace;
 use serde::Serialize;
-use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
     batch::Queue,
     body::Bodies,
-    observe,
     problem::Problem,
     redact,
     source::{Proof, Source, Sources},
@@ -57,14 +53,7 @@ pub(crate) struct Webhooks {
 
 /// The gateway's routes.
 pub(crate) fn router(webhooks: Arc<Webhooks>) -> Router {
-    let observer = Arc::new(observe::Observer::new(webhooks.clone()));
-    Router::new()
-        .route("/", get(ABOUT))
-        .route(PATH, post(receive))
-        // Inside, so that a panic is observed as any other failure.
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn_with_state(observer, observe::observe))
-        .with_state(webhooks)
+    Router::new().route("/", get(ABOUT)).route(PATH, post(receive)).with_state(webhooks)
 }
 
 /// The answer to a webhook.
@@ -91,12 +80,8 @@ async fn receive(
     let body = webhooks.bodies.read(body).await?;
     proof.verify(&body.bytes)?;
 
-    let hook = NewHook {
-        content_type,
-        headers,
-        body: body.bytes.clone(),
-        ..hook(source, &head.headers)?
-    };
+    let hook =
+        NewHook { content_type, headers, body: body.bytes.clone(), ..hook(source, &head.headers)? };
     let item = ReceiveBatchItem { hook: Some(hook), trace: current_trace() };
     let Receipt { id, correlation_id, duplicate, .. } = webhooks.queue.receive(item).await?;
     Ok((StatusCode::ACCEPTED, Json(Accepted { id, correlation_id, duplicate })))
@@ -185,11 +170,6 @@ fn current_trace() -> Option<TraceContext> {
 fn unknown_source() -> Problem {
     let detail = "no such source; see `hooks.sources` in the configuration";
     Problem::request(StatusCode::NOT_FOUND, detail)
-}
-
-fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
-    // The panic's own words are on standard error; they aren't for senders.
-    axum::response::IntoResponse::into_response(Problem::inside(Reason::Internal))
 }
 
 #[cfg(test)]

@@ -223,25 +223,18 @@ impl Config {
             .separator("__")
             .ignore_empty(true)
             .source(Some(environment(env)?.into_iter().collect()));
-        sources.push((
-            "environment".to_owned(),
-            config::Config::builder().add_source(env).build()?,
-        ));
+        sources
+            .push(("environment".to_owned(), config::Config::builder().add_source(env).build()?));
         let mut overrides = config::Config::builder();
         for (key, value) in flags {
             overrides = overrides.set_override(*key, value.as_str())?;
         }
         sources.push(("flag".to_owned(), overrides.build()?));
 
-        let layers = sources
-            .iter()
-            .map(|(name, source)| Layer::flatten(name, source))
-            .collect();
+        let layers = sources.iter().map(|(name, source)| Layer::flatten(name, source)).collect();
         let merged = sources
             .into_iter()
-            .fold(config::Config::builder(), |all, (_, source)| {
-                all.add_source(source)
-            })
+            .fold(config::Config::builder(), |all, (_, source)| all.add_source(source))
             .build()?;
         let mut config: Self = merged.try_deserialize()?;
         config.layers = layers;
@@ -256,11 +249,7 @@ impl Config {
         }
         if self.dev_identity.leaf_ttl < Duration::from_secs(2) {
             let value = format!("{:?}", self.dev_identity.leaf_ttl);
-            return Err(Error::setting(
-                "dev_identity.leaf_ttl",
-                value,
-                "expected 2s or more",
-            ));
+            return Err(Error::setting("dev_identity.leaf_ttl", value, "expected 2s or more"));
         }
         Ok(self)
     }
@@ -284,9 +273,7 @@ impl Config {
         if Layer::flatten("", &section).values.is_empty() {
             return Ok(T::default());
         }
-        section
-            .try_deserialize()
-            .map_err(|why| Error::setting(key, "", why))
+        section.try_deserialize().map_err(|why| Error::setting(key, "", why))
     }
 
     /// Refuses keys whose first level is neither the kernel's nor in
@@ -303,19 +290,14 @@ impl Config {
         known.extend(sections.iter().map(|s| (*s).to_owned()));
         known.extend(["advertise", "instances", "intentions", "routes"].map(str::to_owned));
         for layer in given {
-            if let Some((key, value)) = layer
-                .values
-                .iter()
-                .find(|(k, _)| !known.contains(&first(k)))
+            if let Some((key, value)) =
+                layer.values.iter().find(|(k, _)| !known.contains(&first(k)))
             {
                 let value = mask(key, value);
                 return Err(Error::setting(
                     key,
                     value,
-                    format!(
-                        "no such setting (from {}); `omni config show` lists them",
-                        layer.name
-                    ),
+                    format!("no such setting (from {}); `omni config show` lists them", layer.name),
                 ));
             }
         }
@@ -331,9 +313,7 @@ impl Config {
                 all.insert(key.clone(), (value, layer.name.clone()));
             }
         }
-        all.into_iter()
-            .map(|(key, (value, origin))| Effective { key, value, origin })
-            .collect()
+        all.into_iter().map(|(key, (value, origin))| Effective { key, value, origin }).collect()
     }
 
     /// The file it was loaded from, if any.
@@ -353,10 +333,7 @@ impl Config {
 
     /// The admin port that `service` is to bind in a process of its own.
     pub fn admin_port(&self, service: &str) -> u16 {
-        self.services
-            .get(service)
-            .and_then(|s| s.admin_port)
-            .unwrap_or(0)
+        self.services.get(service).and_then(|s| s.admin_port).unwrap_or(0)
     }
 }
 
@@ -368,17 +345,15 @@ fn environment(mut env: HashMap<String, String>) -> Result<HashMap<String, Strin
         if let Some(name) = key.strip_suffix("_FILE").filter(|k| k.starts_with("OMNI_")) {
             let value = std::fs::read_to_string(&path).map_err(Error::file(&path))?;
             env.remove(&key);
-            env.insert(
-                name.to_owned(),
-                value.trim_end_matches(['\r', '\n']).to_owned(),
-            );
+            env.insert(name.to_owned(), value.trim_end_matches(['\r', '\n']).to_owned());
         }
     }
     // Names of services and sources have `-`, which a shell doesn't take.
     let named = ["OMNI_SERVICES__", "OMNI_INSTANCES__", "OMNI_HOOKS__SOURCES__"];
     for (key, value) in env.clone() {
         let Some(prefix) = named.iter().find(|prefix| key.starts_with(**prefix)) else { continue };
-        let (name, rest) = key[prefix.len()..].split_once("__").unwrap_or((&key[prefix.len()..], ""));
+        let (name, rest) =
+            key[prefix.len()..].split_once("__").unwrap_or((&key[prefix.len()..], ""));
         let separator = if rest.is_empty() { "" } else { "__" };
         env.remove(&key);
         env.insert(format!("{prefix}{}{separator}{rest}", name.replace('_', "-")), value);
@@ -401,9 +376,7 @@ fn mask(key: &str, value: &str) -> String {
     let last = key.rsplit('.').next().unwrap_or(key);
     let path = last.ends_with("_file");
     let secret = SECRET_KEYS.iter().any(|s| last.contains(s));
-    let bare = value
-        .split_once(':')
-        .is_some_and(|(_, rest)| rest.is_empty());
+    let bare = value.split_once(':').is_some_and(|(_, rest)| rest.is_empty());
     if secret && !path && !value.is_empty() && !bare {
         "********".to_owned()
     } else {
@@ -415,10 +388,7 @@ impl Layer {
     fn flatten(name: &str, source: &config::Config) -> Self {
         let mut values = BTreeMap::new();
         flatten(String::new(), &source.cache, &mut values);
-        Self {
-            name: name.to_owned(),
-            values,
-        }
+        Self { name: name.to_owned(), values }
     }
 }
 
@@ -426,11 +396,7 @@ fn flatten(key: String, value: &Value, into: &mut BTreeMap<String, String>) {
     match &value.kind {
         ValueKind::Table(table) => {
             for (name, value) in table {
-                let key = if key.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{key}.{name}")
-                };
+                let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
                 flatten(key, value, into);
             }
         }
@@ -454,10 +420,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("omni.toml");
         std::fs::write(&file, toml).unwrap();
-        let env = env
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect();
+        let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         Config::from_sources(Some(&file), env, flags)
     }
 
@@ -486,10 +449,7 @@ mod tests {
             &[],
         )
         .unwrap();
-        assert_eq!(
-            config.consul.token.as_ref().unwrap().expose_secret(),
-            "hunter2"
-        );
+        assert_eq!(config.consul.token.as_ref().unwrap().expose_secret(), "hunter2");
         let effective = config.effective();
         let find = |key: &str| effective.iter().find(|e| e.key == key).unwrap();
         assert_eq!(find("consul.token").value, "********");
@@ -518,25 +478,15 @@ mod tests {
         let config = load("regisrty = \"static:\"", &[], &[]).unwrap();
         let error = config.check_keys(&["hooks"]).unwrap_err().to_string();
         assert!(error.contains("regisrty"), "{error}");
-        load("[hooks]\nx = 1", &[], &[])
-            .unwrap()
-            .check_keys(&["hooks"])
-            .unwrap();
-        let error = load("[log]\nformt = \"json\"", &[], &[])
-            .unwrap_err()
-            .to_string();
+        load("[hooks]\nx = 1", &[], &[]).unwrap().check_keys(&["hooks"]).unwrap();
+        let error = load("[log]\nformt = \"json\"", &[], &[]).unwrap_err().to_string();
         assert!(error.contains("formt"), "{error}");
     }
 
     #[test]
     fn a_value_of_the_wrong_kind_names_its_key() {
-        let error = load("[log]\nformat = \"xml\"", &[], &[])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("log.format") && error.contains("xml"),
-            "{error}"
-        );
+        let error = load("[log]\nformat = \"xml\"", &[], &[]).unwrap_err().to_string();
+        assert!(error.contains("log.format") && error.contains("xml"), "{error}");
     }
 
     #[test]
@@ -547,7 +497,10 @@ mod tests {
         }
         let config = load(
             "[hooks.sources.demo]\nscheme = \"github\"",
-            &[("OMNI_HOOKS__SOURCES__DEMO__SECRET", "s"), ("OMNI_HOOKS__SOURCES__MY_OWN__SCHEME", "api-key")],
+            &[
+                ("OMNI_HOOKS__SOURCES__DEMO__SECRET", "s"),
+                ("OMNI_HOOKS__SOURCES__MY_OWN__SCHEME", "api-key"),
+            ],
             &[],
         )
         .unwrap();
@@ -555,12 +508,6 @@ mod tests {
         assert_eq!(hooks.sources["demo"]["scheme"], "github");
         assert_eq!(hooks.sources["demo"]["secret"], "s");
         assert_eq!(hooks.sources["my-own"]["scheme"], "api-key");
-        assert!(
-            config
-                .section::<Hooks>("nothing")
-                .unwrap()
-                .sources
-                .is_empty()
-        );
+        assert!(config.section::<Hooks>("nothing").unwrap().sources.is_empty());
     }
 }

@@ -60,7 +60,8 @@ mod tests {
 
     #[test]
     fn methods_say_what_may_be_retried_and_what_streams() {
-        let of = |method: &str| super::method(&format!("/omnibridge.hooks.v1.HookReceiver/{method}"));
+        let of =
+            |method: &str| super::method(&format!("/omnibridge.hooks.v1.HookReceiver/{method}"));
         assert_eq!(of("Receive"), Some(&Method { idempotent: true, streaming: false }));
         assert_eq!(of("WatchHooks"), Some(&Method { idempotent: true, streaming: true }));
         assert_eq!(of("Nothing"), None);

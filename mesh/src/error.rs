@@ -88,11 +88,7 @@ pub enum Error {
 impl Error {
     /// A setting that can't be used.
     pub fn setting(key: impl Into<String>, value: impl Into<String>, cause: impl ToString) -> Self {
-        Self::Setting {
-            key: key.into(),
-            value: value.into(),
-            cause: cause.to_string(),
-        }
+        Self::Setting { key: key.into(), value: value.into(), cause: cause.to_string() }
     }
 
     /// Names the file an I/O error belongs to, for `map_err`.

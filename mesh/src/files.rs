@@ -48,13 +48,8 @@ pub(crate) fn watch(folder: &Path) -> Result<Changes, Error> {
         }
     })
     .map_err(failed)?;
-    watcher
-        .watch(folder, RecursiveMode::Recursive)
-        .map_err(failed)?;
-    Ok(Changes {
-        notify,
-        _watcher: watcher,
-    })
+    watcher.watch(folder, RecursiveMode::Recursive).map_err(failed)?;
+    Ok(Changes { notify, _watcher: watcher })
 }
 
 /// Makes `folder` and what is above it, for the owner's eyes only.

@@ -17,12 +17,7 @@ use opentelemetry::metrics::Histogram;
 use tonic::{Code, Status, body::Body};
 use tower::Service;
 
-use crate::{
-    call::Call,
-    descriptors,
-    identity::SpiffeId,
-    telemetry::label,
-};
+use crate::{call::Call, descriptors, identity::SpiffeId, telemetry::label};
 
 /// Which stack a call is seen in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,7 +246,9 @@ where
 }
 
 fn code_of(trailers: &HeaderMap) -> Code {
-    trailers.get(Status::GRPC_STATUS).map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()))
+    trailers
+        .get(Status::GRPC_STATUS)
+        .map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()))
 }
 
 /// Counts and times calls, by service, method, code and direction. Methods that

@@ -20,8 +20,7 @@ pub enum JsonError {
 
 fn descriptor<M: prost::Name>() -> Result<MessageDescriptor, JsonError> {
     let name = M::full_name();
-    POOL.get_message_by_name(&name)
-        .ok_or(JsonError::Unknown(name))
+    POOL.get_message_by_name(&name).ok_or(JsonError::Unknown(name))
 }
 
 /// `message` in proto3 JSON.

@@ -37,9 +37,8 @@ pub fn place<const N: usize>(
         return Ok(None);
     }
     let fields = URL_SAFE_NO_PAD.decode(token).ok().and_then(|text| String::from_utf8(text).ok());
-    let fields: Option<[String; N]> = fields.and_then(|text| {
-        text.split('\n').map(str::to_owned).collect::<Vec<_>>().try_into().ok()
-    });
+    let fields: Option<[String; N]> = fields
+        .and_then(|text| text.split('\n').map(str::to_owned).collect::<Vec<_>>().try_into().ok());
     fields.map(Some).ok_or_else(|| wrong(field))
 }
 

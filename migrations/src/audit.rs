@@ -43,12 +43,7 @@ impl MigrationTrait for CreateEntries {
         {
             manager
                 .create_index(
-                    Index::create()
-                        .name(name)
-                        .table("entries")
-                        .col(column)
-                        .col("seq")
-                        .to_owned(),
+                    Index::create().name(name).table("entries").col(column).col("seq").to_owned(),
                 )
                 .await?;
         }

@@ -87,9 +87,8 @@ impl Backends {
                 ("OMNI_EVENTS", format!("kafka://{}", kafka.address)),
             ]),
             Self::Real(told) => {
-                let ours = |name: &&String| {
-                    name.starts_with("OMNI_") && !name.starts_with("OMNI_TEST_")
-                };
+                let ours =
+                    |name: &&String| name.starts_with("OMNI_") && !name.starts_with("OMNI_TEST_");
                 told.iter().filter(|(n, _)| ours(n)).map(|(n, v)| (n.clone(), v.clone())).collect()
             }
         }
@@ -168,7 +167,9 @@ impl Backends {
                 let url = format!("{address}/v1/connect/ca/configuration");
                 let client = reqwest::Client::new();
                 let now = client.get(&url).send().await.expect("Consul answers");
-                let now: serde_json::Value = serde_json::from_slice(&now.bytes().await.expect("the answer is whole")).expect("Consul answers JSON");
+                let now: serde_json::Value =
+                    serde_json::from_slice(&now.bytes().await.expect("the answer is whole"))
+                        .expect("Consul answers JSON");
                 // Another size of key is a change that makes a new root.
                 let bits = if now["Config"]["PrivateKeyBits"] == json!(384) { 256 } else { 384 };
                 let config = json!({
@@ -180,7 +181,11 @@ impl Backends {
                 });
                 let changed = client.put(&url).body(config.to_string()).send().await;
                 let changed = changed.expect("Consul answers");
-                assert!(changed.status().is_success(), "{}", changed.text().await.unwrap_or_default());
+                assert!(
+                    changed.status().is_success(),
+                    "{}",
+                    changed.text().await.unwrap_or_default()
+                );
             }
         }
     }

@@ -35,9 +35,10 @@ pub struct Mesh {
     pub backends: Backends,
     /// Its traces.
     pub traces: Traces,
-    data: tempfile::TempDir,
     settings: HashMap<String, String>,
     processes: Mutex<HashMap<&'static str, Process>>,
+    /// Behind the processes, whose logs are in it.
+    data: tempfile::TempDir,
     http: reqwest::Client,
 }
 

@@ -47,7 +47,8 @@ pub async fn hooks_are_filtered_paged_and_watched(layout: Layout) {
     let watch = |token: &str, seconds: &str| {
         let request = json!({ "filter": { "sessionId": session }, "resumeToken": token });
         let method = format!("{HOOK_RECEIVER}/WatchHooks");
-        let output = mesh.omni(&["call", "--json", "--timeout", seconds, &method, &request.to_string()]);
+        let output =
+            mesh.omni(&["call", "--json", "--timeout", seconds, &method, &request.to_string()]);
         let lines = String::from_utf8_lossy(&output.stdout).into_owned();
         lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect::<Vec<Value>>()
     };
@@ -70,7 +71,10 @@ pub async fn hooks_of_one_conversation_are_one_session(layout: Layout) {
         receive(&mesh, hook)["receipt"]["sessionId"].clone()
     };
     assert_eq!(hook(json!({ "sessionId": session })), session.as_str());
-    assert_eq!(hook(json!({ "sessionId": session, "correlationId": correlation })), session.as_str());
+    assert_eq!(
+        hook(json!({ "sessionId": session, "correlationId": correlation })),
+        session.as_str()
+    );
     assert_eq!(hook(json!({ "correlationId": correlation })), correlation.as_str());
 
     let get = format!("{HOOK_RECEIVER}/GetSession");
@@ -101,18 +105,27 @@ pub async fn every_service_tells_its_life(layout: Layout) {
         assert_eq!(states, ["SERVICE_STATE_STARTED", "SERVICE_STATE_READY"], "{service}");
     }
     let receiver = mesh.services();
-    let receiver = receiver.as_array().unwrap().iter().find(|s| {
-        s["service"] == "hook-receiver" && s["health"] == "passing"
-    });
+    let receiver = receiver
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|s| s["service"] == "hook-receiver" && s["health"] == "passing");
     let id = receiver.unwrap()["id"].as_str().unwrap().to_owned();
     let process = mesh.take_process("hook-receiver");
     let stopped = tokio::task::spawn_blocking(move || process.stop());
-    assert!(tokio::time::timeout(Duration::from_secs(30), stopped).await.unwrap().unwrap().success());
+    assert!(
+        tokio::time::timeout(Duration::from_secs(30), stopped).await.unwrap().unwrap().success()
+    );
     let events = mesh.events("services.lifecycle", &id);
     let states: Vec<&Value> = events.iter().map(|event| &event["data"]["state"]).collect();
     assert_eq!(
         states,
-        ["SERVICE_STATE_STARTED", "SERVICE_STATE_READY", "SERVICE_STATE_DRAINING", "SERVICE_STATE_STOPPED"],
+        [
+            "SERVICE_STATE_STARTED",
+            "SERVICE_STATE_READY",
+            "SERVICE_STATE_DRAINING",
+            "SERVICE_STATE_STOPPED"
+        ],
         "flushed before the end",
     );
     mesh.stop().await;

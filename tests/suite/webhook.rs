@@ -15,7 +15,8 @@ const LIST_HOOKS: &str = "omnibridge.hooks.v1.HookReceiver/ListHooks";
 
 /// A delivery as GitHub sends it, with what JSON libraries like to change:
 /// spaces, escapes, the order of keys, a large number.
-const PUSH: &[u8] = br#"{"ref": "refs/heads/main",  "z":1,"a":12345678901234567890, "e":"caf\u00e9"}"#;
+const PUSH: &[u8] =
+    br#"{"ref": "refs/heads/main",  "z":1,"a":12345678901234567890, "e":"caf\u00e9"}"#;
 
 pub async fn a_webhook_becomes_a_call_an_event_and_an_entry(layout: Layout) {
     let mesh = Mesh::start(layout).await;

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use crate::spans::Spans;
 use api::hooks::v1::{
     self as pb, NewHook, Receipt, ReceiveBatchRequest, ReceiveBatchResponse, ReceiveBatchResult,
     Refusal,
@@ -142,15 +143,24 @@ impl MeshOfTwo {
     }
 }
 
-/// One telemetry for all tests: it is a process's own.
+/// One telemetry for all tests, and its own runtime: it is a process's own, and
+/// outlives each test's.
 fn telemetry(config: &Config) -> Arc<Telemetry> {
-    static TELEMETRY: OnceLock<Arc<Telemetry>> = OnceLock::new();
-    let start = || {
+    static TELEMETRY: OnceLock<(Arc<Telemetry>, tokio::runtime::Runtime)> = OnceLock::new();
+    let mut config = config.clone();
+    let start = move || {
         // With two providers in the graph rustls wants to be told.
         rustls::crypto::aws_lc_rs::default_provider().install_default().unwrap();
-        Arc::new(Telemetry::start(config).unwrap())
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let telemetry = runtime.block_on(async {
+            config.telemetry.endpoint = Some(Spans::collect().await);
+            Telemetry::start(&config).unwrap()
+        });
+        (Arc::new(telemetry), runtime)
     };
-    TELEMETRY.get_or_init(start).clone()
+    // A runtime can't be entered from within the test's.
+    let started = || std::thread::spawn(start).join().unwrap();
+    TELEMETRY.get_or_init(started).0.clone()
 }
 
 /// Runs `service` and waits until it is ready.
@@ -163,8 +173,7 @@ async fn run(process: &Arc<Process>, service: Arc<dyn Service>) -> (Running, Soc
             told.try_send(address).unwrap();
         }
     });
-    let task =
-        tokio::spawn(async move { process.run(vec![service], progress, stopped).await });
+    let task = tokio::spawn(async move { process.run(vec![service], progress, stopped).await });
     match tokio::time::timeout(DEADLINE, ready.recv()).await.unwrap() {
         Some(address) => (Running { stop, task }, address),
         None => panic!("{:?}", task.await),
@@ -192,6 +201,7 @@ pub async fn until(condition: impl Fn() -> bool) {
 pub struct Fake {
     hooks: Mutex<Vec<NewHook>>,
     calls: Mutex<Vec<usize>>,
+    traceparents: Mutex<Vec<String>>,
     takes: Mutex<Duration>,
     held: watch::Sender<bool>,
 }
@@ -201,6 +211,7 @@ impl Default for Fake {
         Self {
             hooks: Mutex::default(),
             calls: Mutex::default(),
+            traceparents: Mutex::default(),
             takes: Mutex::default(),
             held: watch::Sender::new(false),
         }
@@ -211,6 +222,11 @@ impl Fake {
     /// The hooks it took, in order.
     pub fn received(&self) -> Vec<NewHook> {
         self.hooks.lock().unwrap().clone()
+    }
+
+    /// The trace contexts of the items it took, in order.
+    pub fn traceparents(&self) -> Vec<String> {
+        self.traceparents.lock().unwrap().clone()
     }
 
     /// How many items each call had that has begun.
@@ -294,6 +310,8 @@ impl HookReceiver for Fake {
         let _ = self.held.subscribe().wait_for(|held| !held).await;
         let takes = *self.takes.lock().unwrap();
         tokio::time::sleep(takes).await;
+        let traces = items.iter().filter_map(|item| item.trace.clone());
+        self.traceparents.lock().unwrap().extend(traces.map(|trace| trace.traceparent));
         let hooks = items.into_iter().filter_map(|item| item.hook);
         let results = hooks.map(|hook| self.receive(hook)).collect::<Result<_, _>>()?;
         Ok(Response::new(ReceiveBatchResponse { results }))

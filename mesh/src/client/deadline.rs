@@ -51,7 +51,8 @@ impl<S> Deadline<S> {
         let route = self.policy.borrow().routes.get(path).and_then(|route| route.timeout);
         let streams = descriptors::method(path).is_none_or(|method| method.streaming);
         let own = parse(request.headers()).or(route).or((!streams).then_some(DEFAULT));
-        let inherited = Call::current().deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        let inherited =
+            Call::current().deadline.map(|d| d.saturating_duration_since(Instant::now()));
         match (own, inherited) {
             (Some(own), Some(inherited)) => Some(own.min(inherited)),
             (own, inherited) => own.or(inherited),

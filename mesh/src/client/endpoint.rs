@@ -89,7 +89,10 @@ impl Endpoint {
                 ended.tell(Code::Unavailable);
                 let Instance { service, address, .. } = &self.instance;
                 let message = format!("{service} at {address}: {}", why.error());
-                Err(Failed { status: status(Reason::NoInstance, message), unsent: why.take_message() })
+                Err(Failed {
+                    status: status(Reason::NoInstance, message),
+                    unsent: why.take_message(),
+                })
             }
         }
     }
@@ -123,9 +126,8 @@ impl Endpoint {
 
     async fn connect(&self) -> Result<Arc<Connection>, std::io::Error> {
         let Instance { service, address, .. } = &self.instance;
-        let connection = connection::connect(&self.identity, service, *address)
-            .await
-            .inspect_err(|why| {
+        let connection =
+            connection::connect(&self.identity, service, *address).await.inspect_err(|why| {
                 tracing::warn!(service, %address, %why, me = %self.identity.id(), "can't connect");
             })?;
         let connection = Arc::new(connection);

@@ -180,11 +180,4 @@ macro_rules! featured {
         }
     )*};
 }
-featured!(
-    HealthConnect,
-    CatalogServices,
-    AgentService,
-    CaLeaf,
-    CaRoots,
-    Intentions
-);
+featured!(HealthConnect, CatalogServices, AgentService, CaLeaf, CaRoots, Intentions);

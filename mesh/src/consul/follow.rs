@@ -90,11 +90,7 @@ where
                     self.trouble = None;
                     let held = since.index == 0 || asked.elapsed() >= UNHELD_PAUSE;
                     let same = answer.index.max(1) == self.index;
-                    let pause = if same && !held {
-                        UNHELD_PAUSE
-                    } else {
-                        MIN_PAUSE
-                    };
+                    let pause = if same && !held { UNHELD_PAUSE } else { MIN_PAUSE };
                     self.pause_until = Instant::now() + pause;
                     if let Some(value) = self.believe(answer) {
                         return value;
@@ -173,8 +169,6 @@ where
 /// The pause after the error that follows `failures` others: doubled each
 /// time, and half of it by chance, so that a mesh doesn't ask as one.
 fn pause(failures: u32) -> Duration {
-    let longest = FIRST_PAUSE
-        .saturating_mul(2u32.saturating_pow(failures))
-        .min(LONGEST_PAUSE);
+    let longest = FIRST_PAUSE.saturating_mul(2u32.saturating_pow(failures)).min(LONGEST_PAUSE);
     longest.mul_f64(rand::rng().random_range(0.5..=1.0))
 }

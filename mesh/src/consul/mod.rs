@@ -75,11 +75,7 @@ impl Consul {
             .connect_timeout(CONNECT_TIMEOUT)
             .build()
             .map_err(|why| Error::setting("registry", &config.registry, why))?;
-        Ok(Arc::new(Self {
-            http,
-            address,
-            wait: WAIT,
-        }))
+        Ok(Arc::new(Self { http, address, wait: WAIT }))
     }
 
     /// Sends a request, and answers what was found.
@@ -112,11 +108,7 @@ impl Consul {
             Some(held) if held.index > 0 => self.wait + self.wait / 16 + self.wait / 4,
             _ => DEADLINE,
         };
-        let middleware = EndpointMiddleware {
-            features,
-            token: None,
-            version: "v1".to_owned(),
-        };
+        let middleware = EndpointMiddleware { features, token: None, version: "v1".to_owned() };
         let request = endpoint
             .with_middleware(&middleware)
             .request(&self.address)
@@ -147,30 +139,22 @@ impl Consul {
         // The answer itself stays out of the error: it may hold a key.
         let value = serde_json::from_slice(json)
             .map_err(|why| self.failed(&path, format!("its answer can't be read: {why}")))?;
-        Ok(Answer {
-            value: Some(value),
-            index,
-        })
+        Ok(Answer { value: Some(value), index })
     }
 
     /// What makes a request a blocking query.
     pub(crate) fn blocking(&self, since: Since) -> Option<Features> {
         let wait = since.wait.unwrap_or(self.wait).min(self.wait);
         Some(Features {
-            blocking: Some(Blocking {
-                index: since.index,
-                wait: Some(go_duration(wait)),
-            }),
+            blocking: Some(Blocking { index: since.index, wait: Some(go_duration(wait)) }),
             ..Features::default()
         })
     }
 
     async fn body(&self, path: &str, mut response: reqwest::Response) -> Result<Vec<u8>, Error> {
         let mut body = Vec::new();
-        while let Some(chunk) = response
-            .chunk()
-            .await
-            .map_err(|why| self.failed(path, why.without_url()))?
+        while let Some(chunk) =
+            response.chunk().await.map_err(|why| self.failed(path, why.without_url()))?
         {
             if body.len() + chunk.len() > MAX_ANSWER_BYTES {
                 let why = format!("its answer is larger than {MAX_ANSWER_BYTES} bytes");
@@ -182,10 +166,7 @@ impl Consul {
     }
 
     fn failed(&self, path: &str, why: impl ToString) -> Error {
-        Error::Consul {
-            url: format!("{}/v1/{path}", self.address),
-            cause: why.to_string(),
-        }
+        Error::Consul { url: format!("{}/v1/{path}", self.address), cause: why.to_string() }
     }
 }
 
@@ -206,10 +187,9 @@ fn address(registry: &str) -> Result<String, Error> {
         && url.query().is_none()
         && url.fragment().is_none();
     match url.host_str() {
-        Some(host) if url.scheme() == "consul" && bare && !host.is_empty() => Ok(format!(
-            "http://{host}:{}",
-            url.port().unwrap_or(DEFAULT_PORT)
-        )),
+        Some(host) if url.scheme() == "consul" && bare && !host.is_empty() => {
+            Ok(format!("http://{host}:{}", url.port().unwrap_or(DEFAULT_PORT)))
+        }
         _ => Err(invalid()),
     }
 }

@@ -24,16 +24,8 @@ fn config(url: &str, token: Option<&str>) -> Config {
 
 #[test]
 fn an_address_that_is_none_is_refused_with_its_setting() {
-    for url in [
-        "consul:",
-        "consul://",
-        "consul://h/x",
-        "consul://u:p@h",
-        "consuls://h:1",
-    ] {
-        let error = Consul::from_config(&config(url, None))
-            .unwrap_err()
-            .to_string();
+    for url in ["consul:", "consul://", "consul://h/x", "consul://u:p@h", "consuls://h:1"] {
+        let error = Consul::from_config(&config(url, None)).unwrap_err().to_string();
         assert!(error.contains("`registry`"), "{error}");
     }
     let consul = Consul::from_config(&config("consul://[::1]", None)).unwrap();
@@ -45,19 +37,13 @@ async fn the_token_is_sent_and_never_shown() {
     let agent = FakeConsul::start().await;
     agent.require_token("s3cret");
     let without = Consul::from_config(&config(&agent.url(), None)).unwrap();
-    let error = without
-        .get(CatalogServices { features: None })
-        .await
-        .unwrap_err();
+    let error = without.get(CatalogServices { features: None }).await.unwrap_err();
     assert!(error.to_string().contains("consul.token"), "{error}");
 
     let with = Consul::from_config(&config(&agent.url(), Some("s3cret"))).unwrap();
     with.get(CatalogServices { features: None }).await.unwrap();
     agent.fail_with(500);
-    let error = with
-        .get(CatalogServices { features: None })
-        .await
-        .unwrap_err();
+    let error = with.get(CatalogServices { features: None }).await.unwrap_err();
     assert!(!format!("{with:?} {:?} {error:?}", with.http).contains("s3cret"));
 }
 
@@ -66,15 +52,8 @@ async fn an_agent_that_is_not_there_is_named_with_what_to_do() {
     let mut agent = FakeConsul::start().await;
     agent.stop().await;
     let consul = Consul::from_config(&config(&agent.url(), None)).unwrap();
-    let error = consul
-        .get(CaRoots { features: None })
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("agent/connect/ca/roots") && error.contains("`registry`"),
-        "{error}"
-    );
+    let error = consul.get(CaRoots { features: None }).await.unwrap_err().to_string();
+    assert!(error.contains("agent/connect/ca/roots") && error.contains("`registry`"), "{error}");
 }
 
 #[tokio::test]
@@ -86,21 +65,11 @@ async fn a_blocking_query_that_hangs_ends_by_its_own_deadline() {
         address: agent.url().replace("consul:", "http:"),
         wait: Duration::from_millis(200),
     };
-    let since = Since {
-        index: 1,
-        wait: None,
-    };
+    let since = Since { index: 1, wait: None };
     let began = Instant::now();
-    let request = HealthConnect {
-        service: "a".into(),
-        features: consul.blocking(since),
-    };
+    let request = HealthConnect { service: "a".into(), features: consul.blocking(since) };
     consul.get(request).await.unwrap_err();
-    assert!(
-        (200..2000).contains(&began.elapsed().as_millis()),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!((200..2000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -108,10 +77,8 @@ async fn an_answer_without_end_is_given_up_on() {
     let agent = FakeConsul::start().await;
     agent.set_key("large", &"x".repeat(MAX_ANSWER_BYTES));
     let consul = Consul::from_config(&config(&agent.url(), None)).unwrap();
-    let request = consulrs::api::kv::requests::ReadKeyRequest {
-        key: "large".into(),
-        ..Default::default()
-    };
+    let request =
+        consulrs::api::kv::requests::ReadKeyRequest { key: "large".into(), ..Default::default() };
     let error = consul.get(request).await.unwrap_err().to_string();
     assert!(error.contains("larger than"), "{error}");
 }
@@ -146,19 +113,12 @@ fn script(steps: impl IntoIterator<Item = Step>) -> (Follow<Script, &'static str
             }
         })
     };
-    let follow = Follow::new("script", Box::new(query) as Script, |value| {
-        value.is_empty()
-    });
+    let follow = Follow::new("script", Box::new(query) as Script, |value| value.is_empty());
     (follow, asked)
 }
 
 fn indexes(asked: &Asked) -> Vec<u64> {
-    asked
-        .lock()
-        .unwrap()
-        .iter()
-        .map(|(_, since)| since.index)
-        .collect()
+    asked.lock().unwrap().iter().map(|(_, since)| since.index).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -209,13 +169,8 @@ async fn an_empty_answer_after_an_index_reset_must_hold_for_sixty_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn what_comes_back_within_sixty_seconds_is_never_missed() {
-    let (mut follow, _) = script([
-        Ok((50, "a")),
-        Ok((2, "")),
-        Ok((2, "")),
-        Ok((3, "b")),
-        Ok((4, "")),
-    ]);
+    let (mut follow, _) =
+        script([Ok((50, "a")), Ok((2, "")), Ok((2, "")), Ok((3, "b")), Ok((4, ""))]);
     assert_eq!(follow.next().await, "a");
     assert_eq!(follow.next().await, "b");
     // The doubt is over with the first answer that isn't empty.
@@ -225,12 +180,7 @@ async fn what_comes_back_within_sixty_seconds_is_never_missed() {
 #[tokio::test(start_paused = true)]
 async fn after_an_error_the_last_value_stays_and_pauses_grow_to_a_limit() {
     let errors = std::iter::repeat_n(Err(()), 12);
-    let (follow, asked) = script(
-        [Ok((5, "a"))]
-            .into_iter()
-            .chain(errors)
-            .chain([Ok((6, "b"))]),
-    );
+    let (follow, asked) = script([Ok((5, "a"))].into_iter().chain(errors).chain([Ok((6, "b"))]));
     let (values, mut watched) = watch::channel("");
     tokio::spawn(async move { follow.publish(values).await });
     watched.wait_for(|value| *value == "a").await.unwrap();
@@ -238,17 +188,9 @@ async fn after_an_error_the_last_value_stays_and_pauses_grow_to_a_limit() {
     assert_eq!(*watched.borrow(), "b");
 
     let asked = asked.lock().unwrap().clone();
-    let pauses: Vec<_> = asked
-        .windows(2)
-        .map(|w| (w[1].0 - w[0].0).as_millis())
-        .collect();
+    let pauses: Vec<_> = asked.windows(2).map(|w| (w[1].0 - w[0].0).as_millis()).collect();
     assert!((50..=110).contains(&pauses[1]), "{pauses:?}");
-    assert!(
-        pauses[9..]
-            .iter()
-            .all(|pause| (2500..=5010).contains(pause)),
-        "{pauses:?}"
-    );
+    assert!(pauses[9..].iter().all(|pause| (2500..=5010).contains(pause)), "{pauses:?}");
     // Not held: a Consul that lost its index would hold it for the whole wait.
     assert!(asked[2..].iter().all(|(_, since)| since.index == 0));
 }
@@ -259,12 +201,7 @@ async fn an_agent_that_does_not_hold_queries_is_asked_once_a_second() {
     let count = asked.clone();
     let query = move |_| {
         *count.lock().unwrap() += 1;
-        async {
-            Ok(Answer {
-                value: "a",
-                index: 5,
-            })
-        }
+        async { Ok(Answer { value: "a", index: 5 }) }
     };
     let mut follow = Follow::new("unheld", query, |value: &&str| value.is_empty());
     let _ = tokio::time::timeout(Duration::from_secs(10), async {
@@ -282,8 +219,5 @@ async fn it_stops_when_nobody_listens() {
     let (values, watched) = watch::channel("");
     let following = tokio::spawn(async move { follow.publish(values).await });
     drop(watched);
-    tokio::time::timeout(Duration::from_secs(1), following)
-        .await
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(Duration::from_secs(1), following).await.unwrap().unwrap();
 }

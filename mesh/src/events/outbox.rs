@@ -120,11 +120,7 @@ impl Outbox {
     ///
     /// # Errors
     /// [`Error::OutboxFull`] when the limit is reached, or the database's.
-    pub async fn add(
-        &self,
-        tx: &DatabaseTransaction,
-        events: Vec<Outgoing>,
-    ) -> Result<(), Error> {
+    pub async fn add(&self, tx: &DatabaseTransaction, events: Vec<Outgoing>) -> Result<(), Error> {
         if events.is_empty() {
             return Ok(());
         }
@@ -174,11 +170,8 @@ impl Outbox {
     /// The oldest `limit` events, in order.
     pub(super) async fn oldest(&self, limit: u64) -> Result<Vec<Pending>, Error> {
         let read = self.store.read();
-        let rows = row::Entity::find()
-            .order_by_asc(row::Column::Seq)
-            .limit(limit)
-            .all(read)
-            .await?;
+        let rows =
+            row::Entity::find().order_by_asc(row::Column::Seq).limit(limit).all(read).await?;
         let ids: Vec<&str> = rows.iter().filter_map(|row| row.body_of.as_deref()).collect();
         let mut stored = self.stored(read, &ids).await?;
         let mut pending = Vec::with_capacity(rows.len());
@@ -211,8 +204,7 @@ impl Outbox {
             .column(Alias::new(bodies.body))
             .from(Alias::new(bodies.table))
             .cond_where(
-                Condition::all()
-                    .add(Expr::col(Alias::new(bodies.id)).is_in(ids.iter().copied())),
+                Condition::all().add(Expr::col(Alias::new(bodies.id)).is_in(ids.iter().copied())),
             );
         let rows = read.query_all(&query).await?;
         rows.iter()

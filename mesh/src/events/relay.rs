@@ -55,7 +55,10 @@ impl Relay {
                 (last, true) => Some(*last.get_or_insert_with(|| Instant::now() + grace)),
             };
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                tracing::warn!(pending = self.outbox.pending(), "stopped with a full outbox; it is relayed after the next start");
+                tracing::warn!(
+                    pending = self.outbox.pending(),
+                    "stopped with a full outbox; it is relayed after the next start"
+                );
                 return;
             }
             match self.step(&mut leadership).await {

@@ -163,7 +163,8 @@ impl Subscriber {
                         Ok(event) => {
                             let parent = trace::parse(&event.attributes.traceparent);
                             let name = format!("consume {}", delivery.topic);
-                            let span = trace::child(&service, Kind::Consumer, &name, parent.as_ref());
+                            let span =
+                                trace::child(&service, Kind::Consumer, &name, parent.as_ref());
                             one(tx, &group, handler.as_ref(), &delivery.topic, event)
                                 .instrument(span)
                                 .await
@@ -239,10 +240,8 @@ async fn mark_handled(
         event_id: ActiveValue::Set(attributes.id.clone()),
         handled_at: ActiveValue::Set(chrono::Utc::now()),
     };
-    let insert = mark::Entity::insert(mark)
-        .on_conflict_do_nothing()
-        .exec_without_returning(tx)
-        .await?;
+    let insert =
+        mark::Entity::insert(mark).on_conflict_do_nothing().exec_without_returning(tx).await?;
     Ok(matches!(insert, TryInsertResult::Inserted(n) if n > 0))
 }
 

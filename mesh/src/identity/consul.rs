@@ -44,9 +44,7 @@ impl ConnectAuthority {
                 "it needs `registry = \"consul://host:port\"`, the same agent",
             ));
         }
-        Ok(Self {
-            consul: Consul::from_config(config)?,
-        })
+        Ok(Self { consul: Consul::from_config(config)? })
     }
 }
 

@@ -50,11 +50,7 @@ pub fn authority(config: &Config) -> Result<Arc<dyn Authority>, Error> {
     match config.identity.split_once(':').map(|(scheme, _)| scheme) {
         Some("consul") => Ok(Arc::new(consul::ConnectAuthority::new(config)?)),
         Some("dev") => Ok(Arc::new(dev::DevAuthority::open(config)?)),
-        _ => Err(Error::setting(
-            "identity",
-            &config.identity,
-            "expected `dev:` or `consul:`",
-        )),
+        _ => Err(Error::setting("identity", &config.identity, "expected `dev:` or `consul:`")),
     }
 }
 

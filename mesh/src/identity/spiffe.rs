@@ -65,10 +65,7 @@ impl FromStr for SpiffeId {
         let invalid = || InvalidSpiffeId(id.chars().take(256).collect());
         let rest = id.strip_prefix("spiffe://").ok_or_else(invalid)?;
         let mut parts = rest.split('/');
-        let trust_domain = parts
-            .next()
-            .filter(|d| is_trust_domain(d))
-            .ok_or_else(invalid)?;
+        let trust_domain = parts.next().filter(|d| is_trust_domain(d)).ok_or_else(invalid)?;
         let mut segment = |key: &str| (parts.next() == Some(key)).then(|| parts.next()).flatten();
         segment("ns").filter(|v| is_place(v)).ok_or_else(invalid)?;
         segment("dc").filter(|v| is_place(v)).ok_or_else(invalid)?;
@@ -101,9 +98,7 @@ fn is_place(place: &str) -> bool {
 /// Whether `name` can name a service: 1 to 63 of `a-z`, `0-9` and `-`.
 pub fn is_name(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 impl fmt::Display for SpiffeId {
@@ -152,15 +147,8 @@ mod tests {
 
     #[test]
     fn operators_are_told_from_services() {
-        for (name, operator) in [
-            ("operator", true),
-            ("operator-ann", true),
-            ("operators", false),
-        ] {
-            assert_eq!(
-                SpiffeId::of_service("d", name).unwrap().is_operator(),
-                operator
-            );
+        for (name, operator) in [("operator", true), ("operator-ann", true), ("operators", false)] {
+            assert_eq!(SpiffeId::of_service("d", name).unwrap().is_operator(), operator);
         }
     }
 }

@@ -28,9 +28,7 @@ impl Ca {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name = DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "Test CA");
+        params.distinguished_name.push(DnType::CommonName, "Test CA");
         let key = KeyPair::generate().unwrap();
         let root = params.self_signed(&key).unwrap().pem();
         let issuer = Issuer::new(params, key);
@@ -42,10 +40,8 @@ impl Ca {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![uri(DOMAIN, name)];
         edit(&mut params);

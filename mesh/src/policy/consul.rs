@@ -134,10 +134,7 @@ async fn intentions(consul: Arc<Consul>, since: Since) -> Result<Answer<Vec<Inte
     let features = consul.blocking(since);
     let Answer { value, index } = consul.get(endpoints::Intentions { features }).await?;
     let value = value.unwrap_or_default();
-    Ok(Answer {
-        value: value.into_iter().filter_map(compile::intention).collect(),
-        index,
-    })
+    Ok(Answer { value: value.into_iter().filter_map(compile::intention).collect(), index })
 }
 
 /// The text under the key; `None` where there is no such key.

@@ -55,10 +55,7 @@ impl ConsulRegistry {
     /// # Errors
     /// When the setting names none.
     pub fn new(config: &Config) -> Result<Self, Error> {
-        Ok(Self {
-            consul: Consul::from_config(config)?,
-            settings: config.consul.clone(),
-        })
+        Ok(Self { consul: Consul::from_config(config)?, settings: config.consul.clone() })
     }
 }
 
@@ -68,11 +65,7 @@ impl Registry for ConsulRegistry {
         let request = registration(&instance, &self.settings)?;
         self.consul.get(request.clone()).await?;
         let stop = CancellationToken::new();
-        let keeper = Keeper {
-            consul: self.consul.clone(),
-            id: instance.id,
-            request,
-        };
+        let keeper = Keeper { consul: self.consul.clone(), id: instance.id, request };
         let kept = tokio::spawn(keeper.run(stop.clone()));
         Ok(Registration::new(Kept { stop, kept }))
     }
@@ -118,10 +111,7 @@ struct Kept {
 impl Deregister for Kept {
     async fn deregister(mut self: Box<Self>) {
         self.stop.cancel();
-        if tokio::time::timeout(DEREGISTER, &mut self.kept)
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(DEREGISTER, &mut self.kept).await.is_err() {
             tracing::warn!("consul doesn't answer; its own check will deregister the instance");
         }
     }
@@ -153,10 +143,8 @@ impl Keeper {
             }
             reachable = looked.is_ok();
         }
-        let request = DeregisterServiceRequest {
-            id: self.id.clone(),
-            ..DeregisterServiceRequest::default()
-        };
+        let request =
+            DeregisterServiceRequest { id: self.id.clone(), ..DeregisterServiceRequest::default() };
         // Not found is as good.
         if let Err(why) = self.consul.find(request).await {
             tracing::warn!(id = self.id, %why, "not deregistered; consul's own check will do it");
@@ -164,10 +152,7 @@ impl Keeper {
     }
 
     async fn look(&self) -> Result<(), Error> {
-        let known = self.consul.find(AgentService {
-            id: self.id.clone(),
-            features: None,
-        });
+        let known = self.consul.find(AgentService { id: self.id.clone(), features: None });
         if known.await?.value.is_none() {
             self.consul.get(self.request.clone()).await?;
             tracing::info!(id = self.id, "registered again: the agent had forgotten it");
@@ -211,20 +196,12 @@ async fn snapshot(
     since: Option<Since>,
 ) -> Result<Answer<Snapshot>, Error> {
     let features = since.and_then(|since| consul.blocking(since));
-    let request = HealthConnect {
-        service: service.clone(),
-        features,
-    };
+    let request = HealthConnect { service: service.clone(), features };
     let Answer { value, index } = consul.get(request).await?;
-    let mut instances: Vec<Instance> = value
-        .into_iter()
-        .filter_map(|entry| instance(&service, entry))
-        .collect();
+    let mut instances: Vec<Instance> =
+        value.into_iter().filter_map(|entry| instance(&service, entry)).collect();
     instances.sort_by(|a, b| a.id.cmp(&b.id));
-    Ok(Answer {
-        value: instances.into(),
-        index,
-    })
+    Ok(Answer { value: instances.into(), index })
 }
 
 fn instance(service: &str, entry: Entry) -> Option<Instance> {
@@ -233,12 +210,7 @@ fn instance(service: &str, entry: Entry) -> Option<Instance> {
         address => address,
     };
     let Ok(ip) = host.parse() else {
-        tracing::warn!(
-            service,
-            id = entry.service.id,
-            host,
-            "passed over: no IP address"
-        );
+        tracing::warn!(service, id = entry.service.id, host, "passed over: no IP address");
         return None;
     };
     let meta = entry.service.meta.unwrap_or_default();

@@ -97,9 +97,7 @@ pub trait Deregister: Send + Sync {
 impl Registration {
     /// A registration that `undo` takes back.
     pub fn new(undo: impl Deregister + 'static) -> Self {
-        Self {
-            undo: Some(Box::new(undo)),
-        }
+        Self { undo: Some(Box::new(undo)) }
     }
 
     /// Deregisters, and returns when others can see it.

@@ -64,7 +64,13 @@ impl<S> Authorize<S> {
         for party in [Some(&peer.id), forwarded.as_ref()].into_iter().flatten() {
             let decision = policy.intentions.decide(party, &self.me, path);
             if !decision.is_allowed() {
-                return Err(self.deny(&peer.id, forwarded.as_ref(), party, path, decision.reason()));
+                return Err(self.deny(
+                    &peer.id,
+                    forwarded.as_ref(),
+                    party,
+                    path,
+                    decision.reason(),
+                ));
             }
         }
         Ok(())

@@ -57,10 +57,8 @@ where
             Ok(caller) => caller,
             Err(status) => return Box::pin(ready(Err(status))),
         };
-        let parent = request
-            .headers()
-            .get(TRACEPARENT)
-            .and_then(|value| trace::parse(value.to_str().ok()?));
+        let parent =
+            request.headers().get(TRACEPARENT).and_then(|value| trace::parse(value.to_str().ok()?));
         let name = request.uri().path().trim_start_matches('/');
         let span = trace::child(&self.me, Kind::Server, name, parent.as_ref());
         let deadline = deadline::parse(request.headers()).map(|left| Instant::now() + left);
@@ -73,12 +71,10 @@ where
         let answer = async move {
             match deadline {
                 None => answer.await,
-                Some(deadline) => {
-                    match tokio::time::timeout_at(deadline, answer).await {
-                        Ok(answer) => Ok(answer?.map(|body| deadline::until(body, deadline))),
-                        Err(_) => Err(deadline::over()),
-                    }
-                }
+                Some(deadline) => match tokio::time::timeout_at(deadline, answer).await {
+                    Ok(answer) => Ok(answer?.map(|body| deadline::until(body, deadline))),
+                    Err(_) => Err(deadline::over()),
+                },
             }
         };
         if span.is_none() {
@@ -119,6 +115,9 @@ fn caller(request: &Request<Body>) -> Result<Option<SpiffeId>, Status> {
         {
             Ok(Some(named))
         }
-        _ => Err(status(Reason::Denied, format!("`{CALLER_HEADER}` is not one SPIFFE id of this mesh"))),
+        _ => Err(status(
+            Reason::Denied,
+            format!("`{CALLER_HEADER}` is not one SPIFFE id of this mesh"),
+        )),
     }
 }

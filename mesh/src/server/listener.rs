@@ -81,10 +81,9 @@ pub async fn serve<A>(
     let acceptor = Arc::new(Acceptor {
         builder: builder(&security, limits),
         tls: match &security {
-            Security::Mesh(identity) => Some((
-                TlsAcceptor::from(identity.server_config()),
-                identity.clone(),
-            )),
+            Security::Mesh(identity) => {
+                Some((TlsAcceptor::from(identity.server_config()), identity.clone()))
+            }
             Security::Edge | Security::Admin => None,
         },
         handshake_timeout: limits.handshake_timeout,
@@ -221,7 +220,8 @@ impl Acceptor {
             request.extensions_mut().insert(remote.clone());
             request
         });
-        let connection = self.builder.serve_connection(TokioIo::new(io), TowerToHyperService::new(app));
+        let connection =
+            self.builder.serve_connection(TokioIo::new(io), TowerToHyperService::new(app));
         tokio::pin!(connection, until);
         let ended = tokio::select! {
             ended = &mut connection => ended,

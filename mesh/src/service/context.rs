@@ -60,14 +60,9 @@ impl Context {
     ///
     /// # Errors
     /// As [`Context::outbox`]: the inbox is in the service's database.
-    pub fn subscribe(
-        &self,
-        pattern: &str,
-        handler: Arc<dyn Handler>,
-    ) -> Result<(), Error> {
+    pub fn subscribe(&self, pattern: &str, handler: Arc<dyn Handler>) -> Result<(), Error> {
         let outbox = self.outbox()?.clone();
-        let subscriber =
-            Subscriber::new(self.name, pattern, handler, outbox, self.broker.clone());
+        let subscriber = Subscriber::new(self.name, pattern, handler, outbox, self.broker.clone());
         self.spawn(subscriber.run(self.stopping.clone()));
         Ok(())
     }

@@ -1,15 +1,8 @@
 //! What the services of one process share, and running them.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
-use tokio::{
-    net::TcpListener,
-    sync::watch,
-    task::JoinSet,
-};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Service, run};
@@ -131,9 +124,8 @@ impl Process {
             }
             self.readiness.set(name, false).await;
             let (process, progress, stop) = (self.clone(), progress.clone(), stop.clone());
-            running.spawn(async move {
-                run::run(&process, service.as_ref(), &progress, stop).await
-            });
+            running
+                .spawn(async move { run::run(&process, service.as_ref(), &progress, stop).await });
         }
         let mut outcome = Ok(());
         while let Some(ended) = running.join_next().await {

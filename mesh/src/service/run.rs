@@ -11,8 +11,8 @@ use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Context, Descriptor, Process, Progress, Service, Stage, Surface, denials,
-    lifecycle::Lifecycle, process::bind,
+    Context, Descriptor, Process, Progress, Service, Stage, Surface, denials, lifecycle::Lifecycle,
+    process::bind,
 };
 use crate::{
     Error,
@@ -109,8 +109,7 @@ impl Running {
         let bound = listener.local_addr().map_err(Error::file("the mesh port"))?;
         let address = (advertised(config)?, bound.port()).into();
         let stop_server = CancellationToken::new();
-        let server =
-            serve(process, &context, identity, surface, listener, stop_server.clone())?;
+        let server = serve(process, &context, identity, surface, listener, stop_server.clone())?;
 
         process.readiness.set(name, true).await;
         let registration = process

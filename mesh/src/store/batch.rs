@@ -99,7 +99,7 @@ impl<B: Batch> Shared<B> {
 
     /// Writes all that waits by now.
     async fn drain(self: Arc<Self>, tx: &DatabaseTransaction) -> Settle {
-        let mut outcomes: Vec<(Answer<B::Output>, Result<B::Output, Error>)> = Vec::new();
+        let mut outcomes = Vec::new();
         let (mut items, mut answers): (Vec<_>, Vec<_>) = self.take().into_iter().unzip();
         while !items.is_empty() {
             let rest = items.split_off(items.len().min(CHUNK));

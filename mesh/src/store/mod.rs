@@ -8,15 +8,17 @@ mod writer;
 use std::path::PathBuf;
 
 use futures::future::BoxFuture;
-use sea_orm::{ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, DbBackend, Statement};
+use sea_orm::{
+    ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, DbBackend, Statement,
+};
 use tokio::sync::watch;
 
+use self::writer::Writer;
+pub(crate) use self::writer::end_savepoint;
 pub use self::{
     batch::{Batch, Batcher},
     open::Migrations,
 };
-pub(crate) use self::writer::end_savepoint;
-use self::writer::Writer;
 use crate::{Error, config::Config, files};
 
 /// A service's database, open and migrated.

@@ -64,9 +64,8 @@ pub(super) async fn postgres(
     migrations: Migrations,
 ) -> Result<(DatabaseConnection, DatabaseConnection), Error> {
     let migrate = postgres_single(url, schema).await?;
-    let statement = |sql: &str| {
-        Statement::from_sql_and_values(DbBackend::Postgres, sql, [schema.into()])
-    };
+    let statement =
+        |sql: &str| Statement::from_sql_and_values(DbBackend::Postgres, sql, [schema.into()]);
     migrate
         .execute_raw(statement("SELECT pg_advisory_lock(hashtext($1), hashtext('migrate'))"))
         .await?;

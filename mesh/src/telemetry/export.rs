@@ -56,9 +56,9 @@ impl ByService {
             (self.build)().map_err(|why| OTelSdkError::InternalFailure(why.to_string()))?;
         let resource = Resource::builder_empty()
             .with_attributes(
-                self.base.iter().map(|(key, value)| {
-                    opentelemetry::KeyValue::new(key.clone(), value.clone())
-                }),
+                self.base
+                    .iter()
+                    .map(|(key, value)| opentelemetry::KeyValue::new(key.clone(), value.clone())),
             )
             .with_service_name(service.to_owned())
             .build();

@@ -18,7 +18,9 @@ use opentelemetry_sdk::{
     trace::{BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider},
 };
 use prometheus::{Encoder as _, TextEncoder};
-use tracing_subscriber::{EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 use crate::{
     Error,
@@ -83,7 +85,8 @@ impl Telemetry {
                 .with_scheduled_delay(EXPORT_INTERVAL)
                 .with_max_queue_size(SPAN_QUEUE)
                 .build();
-            let processor = BatchSpanProcessor::builder(exporter).with_batch_config(batches).build();
+            let processor =
+                BatchSpanProcessor::builder(exporter).with_batch_config(batches).build();
             traces = Some(SdkTracerProvider::builder().with_span_processor(processor).build());
         }
         let metrics = metrics.build();

@@ -6,9 +6,9 @@ use api::{
     common::v1::TraceContext,
     hooks::v1::{
         GetHookRequest, GetHookResponse, GetSessionRequest, GetSessionResponse, ListHooksRequest,
-        ListHooksResponse, ListSessionsRequest, ListSessionsResponse, NewHook,
-        ReceiveBatchItem, ReceiveBatchRequest, ReceiveBatchResponse, ReceiveBatchResult,
-        ReceiveRequest, ReceiveResponse, Refusal, WatchHooksRequest, WatchHooksResponse,
+        ListHooksResponse, ListSessionsRequest, ListSessionsResponse, NewHook, ReceiveBatchItem,
+        ReceiveBatchRequest, ReceiveBatchResponse, ReceiveBatchResult, ReceiveRequest,
+        ReceiveResponse, Refusal, WatchHooksRequest, WatchHooksResponse,
         hook_receiver_server::HookReceiver, receive_batch_result::Outcome,
     },
 };

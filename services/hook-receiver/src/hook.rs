@@ -124,7 +124,8 @@ fn check_text(field: &'static str, text: &str, at_least: usize) -> Result<(), Er
 fn check_headers(headers: &[Header]) -> Result<(), Error> {
     let bytes: usize = headers.iter().map(|h| h.name.len() + h.value.len()).sum();
     if headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
-        let rule = format!("at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes in all are taken");
+        let rule =
+            format!("at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes in all are taken");
         return Err(Error::invalid("hook.headers", rule));
     }
     let name = |name: &str| {

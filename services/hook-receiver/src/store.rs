@@ -13,8 +13,9 @@ use mesh::{
     timestamp,
 };
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait as _, Condition, DatabaseTransaction, EntityTrait as _,
-    ExprTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    ActiveValue::Set,
+    ColumnTrait as _, Condition, DatabaseTransaction, EntityTrait as _, ExprTrait as _,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _,
     sea_query::{Expr, OnConflict},
 };
 
@@ -396,10 +397,13 @@ fn matching(filter: &HookFilter) -> Result<Condition, Error> {
     }
     let range = filter.received.unwrap_or_default();
     if let Some(start) = range.start {
-        condition = condition.add(row::Column::ReceivedAt.gte(timestamp::from_proto("filter.received.start", start)?));
+        condition = condition.add(
+            row::Column::ReceivedAt.gte(timestamp::from_proto("filter.received.start", start)?),
+        );
     }
     if let Some(end) = range.end {
-        condition = condition.add(row::Column::ReceivedAt.lt(timestamp::from_proto("filter.received.end", end)?));
+        condition = condition
+            .add(row::Column::ReceivedAt.lt(timestamp::from_proto("filter.received.end", end)?));
     }
     Ok(condition)
 }

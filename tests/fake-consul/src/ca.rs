@@ -64,13 +64,7 @@ impl ConnectCa {
             cross.expect("a valid CA").pem()
         });
         let issuer = Issuer::new(params, key);
-        self.roots.insert(
-            0,
-            Root {
-                certificate,
-                issuer,
-            },
-        );
+        self.roots.insert(0, Root { certificate, issuer });
         self.roots.truncate(TRUSTED_ROOTS);
     }
 
@@ -89,10 +83,7 @@ impl ConnectCa {
     /// # Panics
     /// When `service` isn't ASCII.
     pub fn leaf(&mut self, service: &str) -> Value {
-        let id = format!(
-            "spiffe://{}/ns/default/dc/dc1/svc/{service}",
-            self.trust_domain
-        );
+        let id = format!("spiffe://{}/ns/default/dc/dc1/svc/{service}", self.trust_domain);
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![
@@ -101,19 +92,15 @@ impl ConnectCa {
             KeyUsagePurpose::DataEncipherment,
             KeyUsagePurpose::KeyAgreement,
         ];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ClientAuth,
-            ExtendedKeyUsagePurpose::ServerAuth,
-        ];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![uri(&id)];
         params.use_authority_key_identifier_extension = true;
         self.serial += 1;
         params.serial_number = Some(self.serial.into());
         let key = KeyPair::generate().expect("the system has randomness");
-        let leaf = params
-            .signed_by(&key, &self.roots[0].issuer)
-            .expect("a valid leaf");
+        let leaf = params.signed_by(&key, &self.roots[0].issuer).expect("a valid leaf");
         let chain = leaf.pem() + self.cross_signed.as_deref().unwrap_or_default();
         json!({
             "SerialNumber": format!("{:02x}", self.serial),

@@ -56,10 +56,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/agent/connect/ca/leaf/{name}", get(leaf))
         .route("/v1/agent/connect/ca/roots", get(roots))
         .route("/v1/connect/intentions", get(intentions))
-        .route(
-            "/v1/kv/{*key}",
-            get(read_key).put(write_key).delete(delete_key),
-        )
+        .route("/v1/kv/{*key}", get(read_key).put(write_key).delete(delete_key))
         .layer(middleware::from_fn_with_state(shared.clone(), behave))
         .with_state(shared)
 }
@@ -109,9 +106,7 @@ async fn block(
     topic: Topic,
     read: impl FnOnce(&mut State) -> Option<Value>,
 ) -> Response {
-    let wait = since
-        .wait
-        .map_or(Some(DEFAULT_WAIT), |wait| parse_duration(&wait));
+    let wait = since.wait.map_or(Some(DEFAULT_WAIT), |wait| parse_duration(&wait));
     let Some(wait) = wait else {
         return (StatusCode::BAD_REQUEST, "Invalid wait time").into_response();
     };
@@ -206,10 +201,7 @@ async fn health_service(
 }
 
 async fn catalog(Extract(shared): Agent, since: Query<Blocking>) -> Response {
-    block(shared, since, Topic::Services, |state| {
-        Some(state.catalog())
-    })
-    .await
+    block(shared, since, Topic::Services, |state| Some(state.catalog())).await
 }
 
 async fn leaf(
@@ -222,10 +214,7 @@ async fn leaf(
 }
 
 async fn roots(Extract(shared): Agent, since: Query<Blocking>) -> Response {
-    block(shared, since, Topic::Roots, |state| {
-        Some(state.ca.describe_roots())
-    })
-    .await
+    block(shared, since, Topic::Roots, |state| Some(state.ca.describe_roots())).await
 }
 
 async fn intentions(Extract(shared): Agent, since: Query<Blocking>) -> Response {

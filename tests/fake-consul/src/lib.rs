@@ -64,9 +64,8 @@ impl FakeConsul {
     /// # Panics
     /// When there is no free port.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .await
-            .expect("loopback has a free port");
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("loopback has a free port");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared {
             state: Mutex::new(State::new()),
@@ -74,11 +73,7 @@ impl FakeConsul {
             changes: watch::Sender::new(()),
         });
         let server = Some(tokio::spawn(http::serve(listener, shared.clone())));
-        Self {
-            address,
-            shared,
-            server,
-        }
+        Self { address, shared, server }
     }
 
     /// The setting `registry` that leads here.
@@ -102,9 +97,7 @@ impl FakeConsul {
     /// When somebody else took the port.
     pub async fn restart(&mut self) {
         self.stop().await;
-        let listener = TcpListener::bind(self.address)
-            .await
-            .expect("the port is still free");
+        let listener = TcpListener::bind(self.address).await.expect("the port is still free");
         self.server = Some(tokio::spawn(http::serve(listener, self.shared.clone())));
     }
 
@@ -186,8 +179,7 @@ impl FakeConsul {
 
     /// Sets `key` to `value`.
     pub fn set_key(&self, key: &str, value: &str) {
-        self.shared
-            .change(|state| state.set_key(key, value.as_bytes()));
+        self.shared.change(|state| state.set_key(key, value.as_bytes()));
     }
 
     /// Deletes `key`.

@@ -285,7 +285,8 @@ impl Consumer for Member {
                 tokio::time::sleep(TAKE_OVER).await;
                 continue;
             }
-            let done = offset::Entity::find_by_id(&self.group).one(self.reader.store.read()).await?;
+            let done =
+                offset::Entity::find_by_id(&self.group).one(self.reader.store.read()).await?;
             self.reader.position = done.map_or(0, |done| done.seq);
         }
         self.reader.next(limit).await
@@ -346,7 +347,10 @@ mod tests {
             traceparent: String::new(),
             extensions: Default::default(),
         };
-        Record { topic: topic.into(), event: Event { attributes, data: id.as_bytes().to_vec().into() } }
+        Record {
+            topic: topic.into(),
+            event: Event { attributes, data: id.as_bytes().to_vec().into() },
+        }
     }
 
     async fn publish(broker: &EmbeddedBroker, topic: &str, ids: &[&str]) {

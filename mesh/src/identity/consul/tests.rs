@@ -53,9 +53,7 @@ async fn a_rotated_root_brings_a_new_leaf_and_refuses_nobody() {
             a.changed().await;
         }
     };
-    tokio::time::timeout(DEADLINE, renewed)
-        .await
-        .expect("a new leaf under both roots");
+    tokio::time::timeout(DEADLINE, renewed).await.expect("a new leaf under both roots");
     assert_accepted(&a, &before).await;
     assert_accepted(&before, &a).await;
     assert_accepted(&a, &authority.identity("c").await.unwrap()).await;
@@ -80,11 +78,7 @@ async fn the_leaf_stays_in_use_while_consul_is_down() {
 async fn without_a_leaf_nothing_begins_and_the_error_says_what_to_do() {
     let mut agent = FakeConsul::start().await;
     agent.stop().await;
-    let error = authority(&agent)
-        .identity("a")
-        .await
-        .unwrap_err()
-        .to_string();
+    let error = authority(&agent).identity("a").await.unwrap_err().to_string();
     for part in ["`a`", "ca/leaf/a", "connect { enabled = true }"] {
         assert!(error.contains(part), "{error}");
     }
@@ -94,12 +88,6 @@ async fn without_a_leaf_nothing_begins_and_the_error_says_what_to_do() {
 fn it_needs_a_consul_registry() {
     let flags = [("identity", "consul:".to_owned())];
     let config = Config::from_sources(None, HashMap::new(), &flags).unwrap();
-    let error = crate::identity::authority(&config)
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(
-        error.contains("registry = \"consul://host:port\""),
-        "{error}"
-    );
+    let error = crate::identity::authority(&config).err().unwrap().to_string();
+    assert!(error.contains("registry = \"consul://host:port\""), "{error}");
 }

@@ -56,23 +56,12 @@ fn permission(pair: &str, theirs: endpoints::Permission) -> Option<Permission> {
     let unknown = unknown.join(", ");
     match action {
         Action::Allow => {
-            tracing::warn!(
-                pair,
-                unknown,
-                "this permission allows nothing: not known here"
-            );
+            tracing::warn!(pair, unknown, "this permission allows nothing: not known here");
             None
         }
         Action::Deny => {
-            tracing::warn!(
-                pair,
-                unknown,
-                "this permission denies everything: not known here"
-            );
-            Some(Permission {
-                action,
-                path: PathMatch::PathPrefix(String::new()),
-            })
+            tracing::warn!(pair, unknown, "this permission denies everything: not known here");
+            Some(Permission { action, path: PathMatch::PathPrefix(String::new()) })
         }
     }
 }

@@ -35,21 +35,13 @@ async fn until(watched: &mut watch::Receiver<Arc<Policy>>, holds: impl Fn(&Polic
 async fn an_intention_counts_from_the_moment_consul_has_it() {
     let agent = FakeConsul::start().await;
     let declared = [("a".to_owned(), "b".to_owned())];
-    let mut watched = crate::policy::policy(&config(&agent, ""), &declared)
-        .await
-        .unwrap();
+    let mut watched = crate::policy::policy(&config(&agent, ""), &declared).await.unwrap();
     assert_eq!(decide(&watched.borrow(), "a", "b", PATH), Decision::Allowed);
 
     agent.set_intention("a", "b", "deny");
-    until(&mut watched, |p| {
-        decide(p, "a", "b", PATH) == Decision::DeniedByIntention
-    })
-    .await;
+    until(&mut watched, |p| decide(p, "a", "b", PATH) == Decision::DeniedByIntention).await;
     agent.delete_intention("a", "b");
-    until(&mut watched, |p| {
-        decide(p, "a", "b", PATH) == Decision::Allowed
-    })
-    .await;
+    until(&mut watched, |p| decide(p, "a", "b", PATH) == Decision::Allowed).await;
 }
 
 #[tokio::test]
@@ -79,16 +71,10 @@ async fn permissions_are_decided_by_path() {
     agent.set_permissions("a", "b", permissions);
     let watched = watch_consul(&config(&agent, ""), &[]).await.unwrap();
     let policy = watched.borrow();
-    assert_eq!(
-        decide(&policy, "a", "b", "/p.S/Secret"),
-        Decision::DeniedByIntention
-    );
+    assert_eq!(decide(&policy, "a", "b", "/p.S/Secret"), Decision::DeniedByIntention);
     assert_eq!(decide(&policy, "a", "b", "/p.S/M"), Decision::Allowed);
     // No gRPC call is a GET.
-    assert_eq!(
-        decide(&policy, "a", "b", "/q.S/M"),
-        Decision::DeniedByIntention
-    );
+    assert_eq!(decide(&policy, "a", "b", "/q.S/M"), Decision::DeniedByIntention);
 }
 
 #[tokio::test]
@@ -117,10 +103,7 @@ async fn a_condition_that_is_not_known_fails_closed() {
             assert_eq!(decision, Decision::DeniedByIntention, "{destination}");
         }
     }
-    assert_eq!(
-        decide(&policy, "a", "jwt", PATH),
-        Decision::DeniedByIntention
-    );
+    assert_eq!(decide(&policy, "a", "jwt", PATH), Decision::DeniedByIntention);
 }
 
 #[tokio::test]
@@ -129,39 +112,20 @@ async fn routes_come_from_the_key_and_a_bad_document_changes_nothing() {
     let file = "[routes.\"/p.S/A\"]\ntimeout = \"1s\"\n[routes.\"/p.S/B\"]\ntimeout = \"1s\"";
     let mut watched = watch_consul(&config(&agent, file), &[]).await.unwrap();
     let timeout = |policy: &Policy, path: &str| policy.routes.get(path).and_then(|r| r.timeout);
-    assert_eq!(
-        timeout(&watched.borrow(), "/p.S/A"),
-        Some(Duration::from_secs(1))
-    );
+    assert_eq!(timeout(&watched.borrow(), "/p.S/A"), Some(Duration::from_secs(1)));
 
     agent.set_key(ROUTES, "[routes.\"/p.S/A\"]\ntimeout = \"2s\"");
-    until(&mut watched, |p| {
-        timeout(p, "/p.S/A") == Some(Duration::from_secs(2))
-    })
-    .await;
-    assert_eq!(
-        timeout(&watched.borrow(), "/p.S/B"),
-        Some(Duration::from_secs(1))
-    );
+    until(&mut watched, |p| timeout(p, "/p.S/A") == Some(Duration::from_secs(2))).await;
+    assert_eq!(timeout(&watched.borrow(), "/p.S/B"), Some(Duration::from_secs(1)));
 
     for bad in ["[routes", "[rotues]", "[routes.\"/p.S/A\"]\ntimeout = 3"] {
         watched.mark_unchanged();
         agent.set_key(ROUTES, bad);
-        tokio::time::timeout(DEADLINE, watched.changed())
-            .await
-            .expect(bad)
-            .unwrap();
-        assert_eq!(
-            timeout(&watched.borrow(), "/p.S/A"),
-            Some(Duration::from_secs(2)),
-            "{bad}"
-        );
+        tokio::time::timeout(DEADLINE, watched.changed()).await.expect(bad).unwrap();
+        assert_eq!(timeout(&watched.borrow(), "/p.S/A"), Some(Duration::from_secs(2)), "{bad}");
     }
     agent.delete_key(ROUTES);
-    until(&mut watched, |p| {
-        timeout(p, "/p.S/A") == Some(Duration::from_secs(1))
-    })
-    .await;
+    until(&mut watched, |p| timeout(p, "/p.S/A") == Some(Duration::from_secs(1))).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -171,10 +135,7 @@ async fn until_consul_has_told_its_intentions_every_call_is_denied() {
     let declared = [("a".to_owned(), "b".to_owned())];
     let mut watched = watch_consul(&config(&agent, ""), &declared).await.unwrap();
     for source in ["a", "operator"] {
-        assert_eq!(
-            decide(&watched.borrow(), source, "b", PATH),
-            Decision::DeniedByIntention
-        );
+        assert_eq!(decide(&watched.borrow(), source, "b", PATH), Decision::DeniedByIntention);
     }
     tokio::time::resume();
     agent.restart().await;

@@ -75,10 +75,7 @@ fn write_list(meta: &mut HashMap<String, String>, key: &str, items: &[String]) {
             _ => values.push(item.clone()),
         }
     }
-    let numbered = values
-        .into_iter()
-        .enumerate()
-        .map(|(i, value)| (numbered(key, i + 1), value));
+    let numbered = values.into_iter().enumerate().map(|(i, value)| (numbered(key, i + 1), value));
     meta.extend(numbered);
 }
 

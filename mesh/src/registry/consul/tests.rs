@@ -42,9 +42,7 @@ async fn eventually(what: &str, holds: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(DEADLINE, wait)
-        .await
-        .unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 #[tokio::test]
@@ -90,10 +88,7 @@ async fn an_instance_that_fails_its_check_is_seen_as_unhealthy_and_stays() {
     for (status, healthy) in [("critical", false), ("warning", true)] {
         agent.set_health("a", status);
         let seen = watched.wait_for(|s| s.len() == 1 && s[0].healthy == healthy);
-        tokio::time::timeout(DEADLINE, seen)
-            .await
-            .expect(status)
-            .unwrap();
+        tokio::time::timeout(DEADLINE, seen).await.expect(status).unwrap();
     }
 }
 
@@ -132,10 +127,7 @@ async fn instances_stay_known_when_consul_comes_back_without_its_data() {
     agent.lose_services();
     agent.restart().await;
     eventually("registered again", || agent.service("a").is_some()).await;
-    assert!(
-        !watched.has_changed().unwrap(),
-        "its absence was never believed"
-    );
+    assert!(!watched.has_changed().unwrap(), "its absence was never believed");
 }
 
 #[tokio::test]
@@ -143,20 +135,11 @@ async fn a_long_list_of_packages_survives_consuls_limit_on_values() {
     let agent = FakeConsul::start().await;
     let registry = registry(&agent);
     let packages: Vec<String> = (0..80).map(|n| format!("company.product{n}.v1")).collect();
-    let long = Instance {
-        packages: packages.clone(),
-        ..instance("a")
-    };
+    let long = Instance { packages: packages.clone(), ..instance("a") };
     let _a = registry.register(long).await.unwrap();
-    assert_eq!(
-        registry.watch("echo").await.unwrap().borrow()[0].packages,
-        packages
-    );
+    assert_eq!(registry.watch("echo").await.unwrap().borrow()[0].packages, packages);
 
-    let endless = Instance {
-        capabilities: vec!["x".repeat(513)],
-        ..instance("b")
-    };
+    let endless = Instance { capabilities: vec!["x".repeat(513)], ..instance("b") };
     let error = registry.register(endless).await.err().unwrap().to_string();
     assert!(error.contains("capabilities"), "{error}");
 }
@@ -179,7 +162,5 @@ async fn deregistering_ends_also_when_consul_hangs() {
     let agent = FakeConsul::start().await;
     let a = registry(&agent).register(instance("a")).await.unwrap();
     agent.hang();
-    tokio::time::timeout(DEADLINE, a.deregister())
-        .await
-        .unwrap();
+    tokio::time::timeout(DEADLINE, a.deregister()).await.unwrap();
 }
