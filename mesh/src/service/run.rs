@@ -11,7 +11,8 @@ use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Context, Descriptor, Process, Progress, Service, Stage, Surface, denials, lifecycle::Lifecycle,
+    Context, Descriptor, Process, Progress, Service, Stage, Surface, denials,
+    lifecycle::{self, Lifecycle, Way},
     process::bind,
 };
 use crate::{
@@ -73,22 +74,25 @@ impl Running {
             }
             None => None,
         };
-        let instance = format!("{name}-{}", uuid::Uuid::now_v7().simple());
-        let lifecycle = Lifecycle {
-            service: name,
-            instance: instance.clone(),
-            version: descriptor.version,
-            outbox: outbox.clone(),
-            broker: process.broker.clone(),
-        };
-        lifecycle.tell(ServiceState::Started, "").await;
-
         let (stop_relay, relay) = (CancellationToken::new(), TaskTracker::new());
-        if let Some(outbox) = &outbox {
-            let relaying = Relay::new(name, outbox.clone(), process.broker.clone());
-            relay.spawn(relaying.run(stop_relay.clone(), flush_time(config)));
-        }
+        let (broker, flush) = (process.broker.clone(), flush_time(config));
+        let way = match &outbox {
+            Some(outbox) => {
+                let relaying = Relay::new(name, outbox.clone(), broker);
+                relay.spawn(relaying.run(stop_relay.clone(), flush));
+                Way::Outbox(outbox.clone())
+            }
+            None => {
+                let (way, telling) = lifecycle::queue(name, broker, stop_relay.clone(), flush);
+                relay.spawn(telling);
+                way
+            }
+        };
         relay.close();
+        let instance = format!("{name}-{}", uuid::Uuid::now_v7().simple());
+        let version = descriptor.version;
+        let lifecycle = Lifecycle { service: name, instance: instance.clone(), version, way };
+        lifecycle.tell(ServiceState::Started, "").await;
         let context = Context {
             name,
             config: config.clone(),
