@@ -93,20 +93,23 @@ impl Telemetry {
         global::set_meter_provider(metrics.clone());
         trace::set_sample_ratio(if traces.is_some() { config.telemetry.sample } else { 0.0 });
 
-        let filter = EnvFilter::try_new(format!("{QUIET},{}", config.log.filter))
+        // One filter for all layers. With one for each, a crate that asks whether a
+        // level is enabled and then says nothing (sqlx does) leaves a mark in its
+        // thread, and the next span there is lost to the layers that would have
+        // refused what was asked about.
+        let filter = format!("{QUIET},{},{}=info", config.log.filter, trace::TARGET);
+        let filter = EnvFilter::try_new(filter)
             .map_err(|why| Error::setting("log.filter", &config.log.filter, why))?;
         let logs = match config.log.format {
             LogFormat::Json => tracing_subscriber::fmt::layer()
                 .json()
                 .flatten_event(true)
                 .with_writer(std::io::stderr)
-                .with_filter(filter)
                 .boxed(),
             LogFormat::Human => tracing_subscriber::fmt::layer()
                 .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
                 .with_target(false)
                 .with_writer(std::io::stderr)
-                .with_filter(filter)
                 .boxed(),
         };
         let spans = traces.as_ref().map(|traces| {
@@ -114,11 +117,9 @@ impl Telemetry {
                 .with_tracer(traces.tracer("omnibridge"))
                 .with_location(false)
                 .with_threads(false)
-                .with_filter(tracing_subscriber::filter::filter_fn(|meta| {
-                    meta.is_span() && meta.target() == trace::TARGET
-                }))
         });
         tracing_subscriber::registry()
+            .with(filter)
             .with(spans)
             .with(logs)
             .try_init()
