@@ -1,6 +1,8 @@
 //! The suite on everything that needs nothing installed: embedded in one
 //! process, embedded in three, and on fakes that speak the real protocols.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 mod suite;
 
 mod embedded_up {

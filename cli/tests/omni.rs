@@ -1,5 +1,7 @@
 //! The command line as a user meets it, without a mesh.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 use std::process::{Command, Output};
 
 fn omni(args: &[&str]) -> Output {

@@ -8,8 +8,8 @@ use api::{
         GetHookRequest, GetHookResponse, GetSessionRequest, GetSessionResponse, ListHooksRequest,
         ListHooksResponse, ListSessionsRequest, ListSessionsResponse, NewHook, ReceiveBatchItem,
         ReceiveBatchRequest, ReceiveBatchResponse, ReceiveBatchResult, ReceiveRequest,
-        ReceiveResponse, Refusal, WatchHooksRequest, WatchHooksResponse,
-        hook_receiver_server::HookReceiver, receive_batch_result::Outcome,
+        ReceiveResponse, Refusal, WatchHooksRequest, hook_receiver_server::HookReceiver,
+        receive_batch_result::Outcome,
     },
 };
 use chrono::Utc;
@@ -119,7 +119,7 @@ impl HookReceiver for Handler {
         Ok(Response::new(ListHooksResponse { hooks, next_page_token }))
     }
 
-    type WatchHooksStream = ReceiverStream<Result<WatchHooksResponse, Status>>;
+    type WatchHooksStream = ReceiverStream<watch::Answer>;
 
     async fn watch_hooks(
         &self,

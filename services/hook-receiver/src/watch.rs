@@ -43,11 +43,7 @@ impl Watch {
 
     /// Sends hooks until the reader goes or the service drains. It runs as the
     /// stream's own task, and ends with it.
-    pub(crate) async fn run(
-        mut self,
-        sender: mpsc::Sender<Result<WatchHooksResponse, Status>>,
-        draining: CancellationToken,
-    ) {
+    pub(crate) async fn run(mut self, sender: mpsc::Sender<Answer>, draining: CancellationToken) {
         let ended = tokio::select! {
             ended = self.send(&sender) => ended,
             () = draining.cancelled() => Err(Error::Draining),
@@ -59,10 +55,7 @@ impl Watch {
         }
     }
 
-    async fn send(
-        &mut self,
-        sender: &mpsc::Sender<Result<WatchHooksResponse, Status>>,
-    ) -> Result<(), Error> {
+    async fn send(&mut self, sender: &mpsc::Sender<Answer>) -> Result<(), Error> {
         let mut commits = self.hooks.commits();
         loop {
             // Marked as seen before the query: what commits in between is new.
@@ -84,10 +77,10 @@ impl Watch {
     }
 }
 
+/// What a stream carries.
+pub(crate) type Answer = Result<WatchHooksResponse, Status>;
+
 /// The channel between a watch and its stream.
-pub(crate) fn channel() -> (
-    mpsc::Sender<Result<WatchHooksResponse, Status>>,
-    mpsc::Receiver<Result<WatchHooksResponse, Status>>,
-) {
+pub(crate) fn channel() -> (mpsc::Sender<Answer>, mpsc::Receiver<Answer>) {
     mpsc::channel(AHEAD)
 }
