@@ -1,7 +1,7 @@
 //! The one client of the Consul agent: requests with a deadline and a bounded
 //! answer, and blocking queries that go on for as long as somebody listens.
 //!
-//! What `consulrs` has, is used from there; [`endpoints`] declares what it
+//! What `consulrs` has, is used from there; `endpoints` declares what it
 //! lacks. Requests run here and not through its `exec`, which holds answers of
 //! any size, panics on a header that isn't ASCII, and forgets the index of a
 //! missing key. Each watch holds a connection, and an agent takes 200 from one
