@@ -1,0 +1,64 @@
+//! What the kernel does for every call and every event, apart from waiting:
+//! deciding an intention, and taking an event apart and putting it together.
+
+#![allow(clippy::unwrap_used, reason = "a benchmark that can't go on fails")]
+
+use api::lifecycle::v1::ServiceChanged;
+use divan::{Bencher, black_box};
+use mesh::{
+    events::{Attributes, Event},
+    identity::SpiffeId,
+    policy::{Action, Intention, Intentions},
+    telemetry::trace,
+};
+
+fn main() {
+    divan::main();
+}
+
+/// The table of a mesh with so many services, each allowed to call the next.
+fn table(services: usize) -> Intentions {
+    let intentions = (0..services).map(|n| Intention {
+        source: format!("service-{n}"),
+        destination: format!("service-{}", n + 1),
+        action: Some(Action::Allow),
+        permissions: vec![],
+    });
+    Intentions::compile(intentions, &[])
+}
+
+#[divan::bench(args = [10, 100, 1000])]
+fn decide_an_intention(bencher: Bencher<'_, '_>, services: usize) {
+    let table = table(services);
+    let caller = SpiffeId::of_service("omnibridge.internal", "service-5").unwrap();
+    bencher.bench(|| table.decide(black_box(&caller), "service-6", "/p.v1.S/M"));
+}
+
+#[divan::bench]
+fn read_a_spiffe_id() -> SpiffeId {
+    black_box("spiffe://omnibridge.internal/ns/default/dc/dc1/svc/hook-receiver").parse().unwrap()
+}
+
+#[divan::bench]
+fn read_a_traceparent() -> bool {
+    trace::parse(black_box("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")).is_some()
+}
+
+fn event() -> Event {
+    let message = ServiceChanged { service: "audit".into(), ..Default::default() };
+    Event::typed("/services/audit", "c", &message).unwrap()
+}
+
+#[divan::bench]
+fn make_a_typed_event() -> Event {
+    event()
+}
+
+#[divan::bench]
+fn write_and_read_an_events_headers(bencher: Bencher<'_, '_>) {
+    let event = event();
+    bencher.bench(|| {
+        let pairs = event.attributes.pairs();
+        Attributes::from_pairs(pairs.into_iter().map(|(name, value)| (name.to_owned(), value)))
+    });
+}
