@@ -1,1 +1,59 @@
-fn main() {}
+//! `omni`: runs the services of OmniBridge, and is their operators' tool.
+
+mod args;
+mod call;
+mod catalogue;
+mod certs;
+mod config;
+mod events;
+mod hook;
+mod host;
+mod operator;
+mod output;
+mod services;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use self::args::{Args, CertsCommand, Command, ConfigCommand, EventsCommand, HookCommand};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    // Several of the crates used bring a provider; rustls wants one chosen.
+    let installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    debug_assert!(installed.is_ok(), "nothing was installed before main");
+    let args = Args::parse();
+    match run(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            output::error(&why);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let common = args.common;
+    match args.command {
+        Command::Up(up) => up::run(&common, &up).await,
+        Command::Serve(serve) => host::serve(&common, &serve).await,
+        command => {
+            output::log_warnings();
+            match command {
+                Command::Up(_) | Command::Serve(_) => Ok(()),
+                Command::Services(args) => services::run(&common, &args).await,
+                Command::Call(args) => call::run(&common, &args).await,
+                Command::Hook(HookCommand::Send(args)) => hook::send(&common, &args).await,
+                Command::Events(EventsCommand::Tail(args)) => events::tail(&common, &args).await,
+                Command::Events(EventsCommand::Topics(args)) => {
+                    events::topics(&common, &args).await
+                }
+                Command::Certs(CertsCommand::Issue(args)) => certs::issue(&common, &args),
+                Command::Certs(CertsCommand::Rotate) => certs::rotate(&common),
+                Command::Config(ConfigCommand::Show(args)) => config::show(&common, &args),
+            }
+        }
+    }
+}

@@ -55,7 +55,7 @@ pub struct Config {
     pub dev_identity: DevIdentityConfig,
     /// Logs.
     pub log: LogConfig,
-    /// Traces.
+    /// Traces and metrics.
     pub telemetry: TelemetryConfig,
     /// The limits of every server.
     pub limits: LimitsConfig,
@@ -125,12 +125,15 @@ pub enum LogFormat {
     Json,
 }
 
-/// Settings of the traces.
+/// Settings of traces and metrics.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TelemetryConfig {
-    /// Where OTLP over gRPC goes; without it nothing is exported.
+    /// Where traces go by OTLP over gRPC; without it none are made.
     pub endpoint: Option<String>,
+    /// Where metrics go by OTLP over gRPC; without it they are only on the admin
+    /// port. A setting of its own, for Jaeger takes traces and refuses metrics.
+    pub metrics_endpoint: Option<String>,
     /// Which share of new traces is sampled, 0 to 1.
     pub sample: f64,
 }
@@ -218,28 +221,20 @@ impl Config {
         let env = Environment::with_prefix("OMNI")
             .prefix_separator("_")
             .separator("__")
-            .try_parsing(true)
             .ignore_empty(true)
             .source(Some(environment(env)?.into_iter().collect()));
-        sources.push((
-            "environment".to_owned(),
-            config::Config::builder().add_source(env).build()?,
-        ));
+        sources
+            .push(("environment".to_owned(), config::Config::builder().add_source(env).build()?));
         let mut overrides = config::Config::builder();
         for (key, value) in flags {
             overrides = overrides.set_override(*key, value.as_str())?;
         }
         sources.push(("flag".to_owned(), overrides.build()?));
 
-        let layers = sources
-            .iter()
-            .map(|(name, source)| Layer::flatten(name, source))
-            .collect();
+        let layers = sources.iter().map(|(name, source)| Layer::flatten(name, source)).collect();
         let merged = sources
             .into_iter()
-            .fold(config::Config::builder(), |all, (_, source)| {
-                all.add_source(source)
-            })
+            .fold(config::Config::builder(), |all, (_, source)| all.add_source(source))
             .build()?;
         let mut config: Self = merged.try_deserialize()?;
         config.layers = layers;
@@ -254,11 +249,7 @@ impl Config {
         }
         if self.dev_identity.leaf_ttl < Duration::from_secs(2) {
             let value = format!("{:?}", self.dev_identity.leaf_ttl);
-            return Err(Error::setting(
-                "dev_identity.leaf_ttl",
-                value,
-                "expected 2s or more",
-            ));
+            return Err(Error::setting("dev_identity.leaf_ttl", value, "expected 2s or more"));
         }
         Ok(self)
     }
@@ -282,9 +273,7 @@ impl Config {
         if Layer::flatten("", &section).values.is_empty() {
             return Ok(T::default());
         }
-        section
-            .try_deserialize()
-            .map_err(|why| Error::setting(key, "", why))
+        section.try_deserialize().map_err(|why| Error::setting(key, "", why))
     }
 
     /// Refuses keys whose first level is neither the kernel's nor in
@@ -301,19 +290,14 @@ impl Config {
         known.extend(sections.iter().map(|s| (*s).to_owned()));
         known.extend(["advertise", "instances", "intentions", "routes"].map(str::to_owned));
         for layer in given {
-            if let Some((key, value)) = layer
-                .values
-                .iter()
-                .find(|(k, _)| !known.contains(&first(k)))
+            if let Some((key, value)) =
+                layer.values.iter().find(|(k, _)| !known.contains(&first(k)))
             {
                 let value = mask(key, value);
                 return Err(Error::setting(
                     key,
                     value,
-                    format!(
-                        "no such setting (from {}); `omni config show` lists them",
-                        layer.name
-                    ),
+                    format!("no such setting (from {}); `omni config show` lists them", layer.name),
                 ));
             }
         }
@@ -329,9 +313,7 @@ impl Config {
                 all.insert(key.clone(), (value, layer.name.clone()));
             }
         }
-        all.into_iter()
-            .map(|(key, (value, origin))| Effective { key, value, origin })
-            .collect()
+        all.into_iter().map(|(key, (value, origin))| Effective { key, value, origin }).collect()
     }
 
     /// The file it was loaded from, if any.
@@ -351,27 +333,34 @@ impl Config {
 
     /// The admin port that `service` is to bind in a process of its own.
     pub fn admin_port(&self, service: &str) -> u16 {
-        self.services
-            .get(service)
-            .and_then(|s| s.admin_port)
-            .unwrap_or(0)
+        self.services.get(service).and_then(|s| s.admin_port).unwrap_or(0)
     }
 }
 
 /// Resolves `…_FILE` and the standard names of OpenTelemetry.
 fn environment(mut env: HashMap<String, String>) -> Result<HashMap<String, String>, Error> {
+    // What the tests and the scripts of compose/ tell each other.
+    env.retain(|key, _| !key.starts_with("OMNI_TEST_"));
     for (key, path) in env.clone() {
         if let Some(name) = key.strip_suffix("_FILE").filter(|k| k.starts_with("OMNI_")) {
             let value = std::fs::read_to_string(&path).map_err(Error::file(&path))?;
             env.remove(&key);
-            env.insert(
-                name.to_owned(),
-                value.trim_end_matches(['\r', '\n']).to_owned(),
-            );
+            env.insert(name.to_owned(), value.trim_end_matches(['\r', '\n']).to_owned());
         }
+    }
+    // Names of services and sources have `-`, which a shell doesn't take.
+    let named = ["OMNI_SERVICES__", "OMNI_INSTANCES__", "OMNI_HOOKS__SOURCES__"];
+    for (key, value) in env.clone() {
+        let Some(prefix) = named.iter().find(|prefix| key.starts_with(**prefix)) else { continue };
+        let (name, rest) =
+            key[prefix.len()..].split_once("__").unwrap_or((&key[prefix.len()..], ""));
+        let separator = if rest.is_empty() { "" } else { "__" };
+        env.remove(&key);
+        env.insert(format!("{prefix}{}{separator}{rest}", name.replace('_', "-")), value);
     }
     let standard = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "OMNI_TELEMETRY__ENDPOINT"),
+        ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OMNI_TELEMETRY__METRICS_ENDPOINT"),
         ("OTEL_TRACES_SAMPLER_ARG", "OMNI_TELEMETRY__SAMPLE"),
         ("CONSUL_HTTP_TOKEN", "OMNI_CONSUL__TOKEN"),
     ];
@@ -387,9 +376,7 @@ fn mask(key: &str, value: &str) -> String {
     let last = key.rsplit('.').next().unwrap_or(key);
     let path = last.ends_with("_file");
     let secret = SECRET_KEYS.iter().any(|s| last.contains(s));
-    let bare = value
-        .split_once(':')
-        .is_some_and(|(_, rest)| rest.is_empty());
+    let bare = value.split_once(':').is_some_and(|(_, rest)| rest.is_empty());
     if secret && !path && !value.is_empty() && !bare {
         "********".to_owned()
     } else {
@@ -401,10 +388,7 @@ impl Layer {
     fn flatten(name: &str, source: &config::Config) -> Self {
         let mut values = BTreeMap::new();
         flatten(String::new(), &source.cache, &mut values);
-        Self {
-            name: name.to_owned(),
-            values,
-        }
+        Self { name: name.to_owned(), values }
     }
 }
 
@@ -412,11 +396,7 @@ fn flatten(key: String, value: &Value, into: &mut BTreeMap<String, String>) {
     match &value.kind {
         ValueKind::Table(table) => {
             for (name, value) in table {
-                let key = if key.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{key}.{name}")
-                };
+                let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
                 flatten(key, value, into);
             }
         }
@@ -440,10 +420,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("omni.toml");
         std::fs::write(&file, toml).unwrap();
-        let env = env
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect();
+        let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         Config::from_sources(Some(&file), env, flags)
     }
 
@@ -472,10 +449,7 @@ mod tests {
             &[],
         )
         .unwrap();
-        assert_eq!(
-            config.consul.token.as_ref().unwrap().expose_secret(),
-            "hunter2"
-        );
+        assert_eq!(config.consul.token.as_ref().unwrap().expose_secret(), "hunter2");
         let effective = config.effective();
         let find = |key: &str| effective.iter().find(|e| e.key == key).unwrap();
         assert_eq!(find("consul.token").value, "********");
@@ -487,29 +461,32 @@ mod tests {
     }
 
     #[test]
+    fn the_environments_words_are_kept_to_the_letter() {
+        let env = [
+            ("OMNI_CONSUL__TOKEN", "007"),
+            ("OMNI_TELEMETRY__SAMPLE", "0.5"),
+            ("OMNI_SERVICES__GATEWAY__PORT", "8080"),
+        ];
+        let config = load("", &env, &[]).unwrap();
+        assert_eq!(config.consul.token.as_ref().unwrap().expose_secret(), "007");
+        assert!((config.telemetry.sample - 0.5).abs() < f64::EPSILON);
+        assert_eq!(config.port("gateway"), 8080);
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_by_name() {
         let config = load("regisrty = \"static:\"", &[], &[]).unwrap();
         let error = config.check_keys(&["hooks"]).unwrap_err().to_string();
         assert!(error.contains("regisrty"), "{error}");
-        load("[hooks]\nx = 1", &[], &[])
-            .unwrap()
-            .check_keys(&["hooks"])
-            .unwrap();
-        let error = load("[log]\nformt = \"json\"", &[], &[])
-            .unwrap_err()
-            .to_string();
+        load("[hooks]\nx = 1", &[], &[]).unwrap().check_keys(&["hooks"]).unwrap();
+        let error = load("[log]\nformt = \"json\"", &[], &[]).unwrap_err().to_string();
         assert!(error.contains("formt"), "{error}");
     }
 
     #[test]
     fn a_value_of_the_wrong_kind_names_its_key() {
-        let error = load("[log]\nformat = \"xml\"", &[], &[])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("log.format") && error.contains("xml"),
-            "{error}"
-        );
+        let error = load("[log]\nformat = \"xml\"", &[], &[]).unwrap_err().to_string();
+        assert!(error.contains("log.format") && error.contains("xml"), "{error}");
     }
 
     #[test]
@@ -520,19 +497,17 @@ mod tests {
         }
         let config = load(
             "[hooks.sources.demo]\nscheme = \"github\"",
-            &[("OMNI_HOOKS__SOURCES__DEMO__SECRET", "s")],
+            &[
+                ("OMNI_HOOKS__SOURCES__DEMO__SECRET", "s"),
+                ("OMNI_HOOKS__SOURCES__MY_OWN__SCHEME", "api-key"),
+            ],
             &[],
         )
         .unwrap();
         let hooks: Hooks = config.section("hooks").unwrap();
         assert_eq!(hooks.sources["demo"]["scheme"], "github");
         assert_eq!(hooks.sources["demo"]["secret"], "s");
-        assert!(
-            config
-                .section::<Hooks>("nothing")
-                .unwrap()
-                .sources
-                .is_empty()
-        );
+        assert_eq!(hooks.sources["my-own"]["scheme"], "api-key");
+        assert!(config.section::<Hooks>("nothing").unwrap().sources.is_empty());
     }
 }

@@ -43,12 +43,23 @@ pub enum Error {
     /// The registry refused or can't be reached.
     #[error("registry: {0}")]
     Registry(String),
+    /// The Consul agent refused or can't be reached.
+    #[error("consul: {url}: {cause}")]
+    Consul {
+        /// What was asked.
+        url: String,
+        /// What went wrong and what to do.
+        cause: String,
+    },
     /// The policy can't be read.
     #[error("policy: {0}")]
     Policy(String),
     /// The database refused or can't be reached.
     #[error("database: {0}")]
     Database(#[from] sea_orm::DbErr),
+    /// The database's files can't be used.
+    #[error("database: {0}")]
+    Store(String),
     /// The database's writer has stopped.
     #[error("database: the writer has stopped")]
     WriterStopped,
@@ -77,11 +88,7 @@ pub enum Error {
 impl Error {
     /// A setting that can't be used.
     pub fn setting(key: impl Into<String>, value: impl Into<String>, cause: impl ToString) -> Self {
-        Self::Setting {
-            key: key.into(),
-            value: value.into(),
-            cause: cause.to_string(),
-        }
+        Self::Setting { key: key.into(), value: value.into(), cause: cause.to_string() }
     }
 
     /// Names the file an I/O error belongs to, for `map_err`.

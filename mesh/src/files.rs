@@ -48,20 +48,15 @@ pub(crate) fn watch(folder: &Path) -> Result<Changes, Error> {
         }
     })
     .map_err(failed)?;
-    watcher
-        .watch(folder, RecursiveMode::Recursive)
-        .map_err(failed)?;
-    Ok(Changes {
-        notify,
-        _watcher: watcher,
-    })
+    watcher.watch(folder, RecursiveMode::Recursive).map_err(failed)?;
+    Ok(Changes { notify, _watcher: watcher })
 }
 
 /// Makes `folder` and what is above it, for the owner's eyes only.
 ///
 /// # Errors
 /// When it can't be made.
-pub(crate) fn make_folder(folder: &Path) -> Result<(), Error> {
+pub fn make_folder(folder: &Path) -> Result<(), Error> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()
         .recursive(true)

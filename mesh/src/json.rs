@@ -1,12 +1,8 @@
 //! proto3 JSON for `api`'s messages, by their descriptors.
 
-use std::sync::LazyLock;
+use prost_reflect::{DynamicMessage, MessageDescriptor};
 
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
-
-static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    DescriptorPool::decode(api::DESCRIPTORS).expect("build.rs wrote what protox had checked")
-});
+use crate::descriptors::POOL;
 
 /// Why a message can't go to or from JSON.
 #[derive(Debug, thiserror::Error)]
@@ -24,8 +20,7 @@ pub enum JsonError {
 
 fn descriptor<M: prost::Name>() -> Result<MessageDescriptor, JsonError> {
     let name = M::full_name();
-    POOL.get_message_by_name(&name)
-        .ok_or(JsonError::Unknown(name))
+    POOL.get_message_by_name(&name).ok_or(JsonError::Unknown(name))
 }
 
 /// `message` in proto3 JSON.

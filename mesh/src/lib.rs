@@ -4,14 +4,27 @@
 //!
 //! In reading order: [`config`], [`identity`], [`registry`], [`policy`],
 //! [`client`], [`server`], [`events`], [`store`], [`telemetry`], [`service`].
+//! [`consul`] is what the Consul side of identity, registry and policy share.
 
+pub mod call;
+pub mod client;
 pub mod config;
+pub mod consul;
+pub mod descriptors;
 mod error;
 pub mod events;
 pub mod files;
 pub mod identity;
+pub mod intercept;
 pub mod json;
+pub mod page;
 pub mod policy;
 pub mod registry;
+pub mod server;
+pub mod service;
+pub mod status;
+pub mod store;
+pub mod telemetry;
+pub mod timestamp;
 
 pub use error::Error;

@@ -91,10 +91,7 @@ impl Event {
     pub fn decode<M: prost::Name + Default>(&self) -> Result<M, Error> {
         let schema = &self.attributes.dataschema;
         if *schema != M::full_name() {
-            return Err(Error::Event(format!(
-                "it holds `{schema}`, not `{}`",
-                M::full_name()
-            )));
+            return Err(Error::Event(format!("it holds `{schema}`, not `{}`", M::full_name())));
         }
         crate::json::decode(&self.data).map_err(|why| Error::Event(why.to_string()))
     }
@@ -104,9 +101,7 @@ impl Attributes {
     /// All attributes as (name, value), the required ones first; `specversion`
     /// included, empty ones left out.
     pub fn pairs(&self) -> Vec<(&str, String)> {
-        let time = self
-            .time
-            .to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+        let time = self.time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
         let mut pairs = vec![
             ("specversion", "1.0".to_owned()),
             ("id", self.id.clone()),
@@ -120,11 +115,7 @@ impl Attributes {
             ("causationid", self.causationid.clone()),
             ("traceparent", self.traceparent.clone()),
         ];
-        pairs.extend(
-            self.extensions
-                .iter()
-                .map(|(name, value)| (name.as_str(), value.clone())),
-        );
+        pairs.extend(self.extensions.iter().map(|(name, value)| (name.as_str(), value.clone())));
         pairs.retain(|(_, value)| !value.is_empty());
         pairs
     }
@@ -137,16 +128,12 @@ impl Attributes {
     pub fn from_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
         let mut pairs: BTreeMap<String, String> = pairs.into_iter().collect();
         if pairs.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>() > MAX_ATTRIBUTE_BYTES {
-            return Err(Error::Event(format!(
-                "its attributes exceed {MAX_ATTRIBUTE_BYTES} bytes"
-            )));
+            return Err(Error::Event(format!("its attributes exceed {MAX_ATTRIBUTE_BYTES} bytes")));
         }
         let mut take = |name: &str| pairs.remove(name).unwrap_or_default();
         let version = take("specversion");
         if version != "1.0" {
-            return Err(Error::Event(format!(
-                "specversion is `{version}`, expected `1.0`"
-            )));
+            return Err(Error::Event(format!("specversion is `{version}`, expected `1.0`")));
         }
         let required = |name: &str, value: String| {
             if value.is_empty() {
@@ -192,43 +179,25 @@ mod tests {
             ..Default::default()
         };
         let event = Event::typed("/services/audit", "c", &message).unwrap();
-        assert_eq!(
-            event.attributes.dataschema,
-            "omnibridge.lifecycle.v1.ServiceChanged"
-        );
-        assert_eq!(
-            &event.data[..],
-            br#"{"service":"audit","state":"SERVICE_STATE_READY"}"#
-        );
+        assert_eq!(event.attributes.dataschema, "omnibridge.lifecycle.v1.ServiceChanged");
+        assert_eq!(&event.data[..], br#"{"service":"audit","state":"SERVICE_STATE_READY"}"#);
         assert_eq!(event.decode::<ServiceChanged>().unwrap(), message);
     }
 
     #[test]
     fn attributes_survive_the_way_through_headers() {
         let mut event = Event::typed("/s", "c", &ServiceChanged::default()).unwrap();
-        event
-            .attributes
-            .extensions
-            .insert("sessionid".into(), "s1".into());
+        event.attributes.extensions.insert("sessionid".into(), "s1".into());
         event.attributes.time = DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap();
-        let pairs = event
-            .attributes
-            .pairs()
-            .into_iter()
-            .map(|(k, v)| (k.to_owned(), v));
+        let pairs = event.attributes.pairs().into_iter().map(|(k, v)| (k.to_owned(), v));
         assert_eq!(Attributes::from_pairs(pairs).unwrap(), event.attributes);
     }
 
     #[test]
     fn what_is_no_cloud_event_is_refused_by_name() {
         let pairs = |id: &str| {
-            [
-                ("specversion", "1.0"),
-                ("id", id),
-                ("source", "/s"),
-                ("type", "t"),
-            ]
-            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            [("specversion", "1.0"), ("id", id), ("source", "/s"), ("type", "t")]
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
         };
         let error = |p: [(String, String); 4]| Attributes::from_pairs(p).unwrap_err().to_string();
         assert!(error(pairs("")).contains("`id`"));

@@ -4,5 +4,13 @@
 
 pub mod broker;
 mod event;
+mod outbox;
+mod relay;
+mod subscriber;
 
-pub use event::Event;
+pub use self::{
+    event::{Attributes, Event},
+    outbox::{Bodies, Body, Outbox, Outgoing},
+    relay::Relay,
+    subscriber::{Handler, Subscriber},
+};

@@ -59,10 +59,7 @@ impl DevAuthority {
     pub fn open(config: &Config) -> Result<Self, Error> {
         let folder = config.data.join("ca");
         files::make_folder(&folder)?;
-        let authority = Self {
-            folder,
-            leaf_ttl: config.dev_identity.leaf_ttl,
-        };
+        let authority = Self { folder, leaf_ttl: config.dev_identity.leaf_ttl };
         let _lock = files::lock(&authority.folder.join("lock"))?;
         if !authority.folder.join("signer.pem").exists() {
             authority.make_root()?;
@@ -89,9 +86,7 @@ impl DevAuthority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.serial_number = Some(serial.as_bytes().to_vec().into());
         params.distinguished_name = DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("OmniBridge dev CA {serial}"));
+        params.distinguished_name.push(DnType::CommonName, format!("OmniBridge dev CA {serial}"));
         set_validity(&mut params, ROOT_TTL);
         let root = params.self_signed(&key).map_err(failed)?.pem();
 
@@ -100,10 +95,7 @@ impl DevAuthority {
         if let Some(before) = before {
             let issuer = issuer(&before)?;
             signer += &params.signed_by(&key, &issuer).map_err(failed)?.pem();
-            for old in certificates(&self.read("roots.pem")?)?
-                .iter()
-                .take(TRUSTED_ROOTS - 1)
-            {
+            for old in certificates(&self.read("roots.pem")?)?.iter().take(TRUSTED_ROOTS - 1) {
                 roots += &to_pem(old);
             }
         }
@@ -124,10 +116,8 @@ impl DevAuthority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.serial_number = Some(uuid::Uuid::now_v7().as_bytes().to_vec().into());
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -141,10 +131,7 @@ impl DevAuthority {
         ];
         set_validity(&mut params, self.leaf_ttl);
         let leaf = params.signed_by(&key, &issuer(&signer)?).map_err(failed)?;
-        let cross = certificates(&signer)?
-            .into_iter()
-            .skip(1)
-            .map(|c| to_pem(&c));
+        let cross = certificates(&signer)?.into_iter().skip(1).map(|c| to_pem(&c));
         Ok(Issued {
             chain: leaf.pem() + &cross.collect::<String>(),
             key: key.serialize_pem(),
@@ -202,10 +189,7 @@ impl Authority for DevAuthority {
     async fn identity(&self, name: &str) -> Result<Identity, Error> {
         let changes = files::watch(&self.folder)?;
         let (material, watched) = watch::channel(Arc::new(self.material(name)?));
-        let own = Self {
-            folder: self.folder.clone(),
-            leaf_ttl: self.leaf_ttl,
-        };
+        let own = Self { folder: self.folder.clone(), leaf_ttl: self.leaf_ttl };
         tokio::spawn(own.renew(name.to_owned(), material, changes));
         Ok(Identity::new(watched))
     }
@@ -215,29 +199,20 @@ impl Authority for DevAuthority {
 fn issuer(signer: &str) -> Result<Issuer<'static, KeyPair>, Error> {
     let key = KeyPair::from_pem(signer).map_err(failed)?;
     let certificates = certificates(signer)?;
-    let root = certificates
-        .first()
-        .ok_or_else(|| failed("ca/signer.pem has no certificate"))?;
+    let root = certificates.first().ok_or_else(|| failed("ca/signer.pem has no certificate"))?;
     Issuer::from_ca_cert_der(root, key).map_err(failed)
 }
 
 fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
-    CertificateDer::pem_slice_iter(pem.as_bytes())
-        .collect::<Result<_, _>>()
-        .map_err(failed)
+    CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(failed)
 }
 
 fn to_pem(certificate: &CertificateDer<'_>) -> String {
     use base64::Engine as _;
     let body = base64::engine::general_purpose::STANDARD.encode(certificate);
-    let lines: Vec<&str> = (0..body.len())
-        .step_by(64)
-        .map(|i| &body[i..body.len().min(i + 64)])
-        .collect();
-    format!(
-        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
-        lines.join("\n")
-    )
+    let lines: Vec<&str> =
+        (0..body.len()).step_by(64).map(|i| &body[i..body.len().min(i + 64)]).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 fn set_validity(params: &mut CertificateParams, ttl: Duration) {

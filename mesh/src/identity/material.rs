@@ -41,9 +41,7 @@ impl Material {
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain.as_bytes())
             .collect::<Result<_, _>>()
             .map_err(|e| invalid("leaf", &e))?;
-        let leaf = chain
-            .first()
-            .ok_or_else(|| invalid("leaf", &"there is none"))?;
+        let leaf = chain.first().ok_or_else(|| invalid("leaf", &"there is none"))?;
         let id = verify::peer_id(leaf).map_err(|e| invalid("leaf", &e))?;
         let (serial, not_before, not_after) = {
             let (_, leaf) =
@@ -53,11 +51,7 @@ impl Material {
                     + Duration::from_secs(u64::try_from(t.timestamp()).unwrap_or_default())
             };
             let validity = leaf.validity();
-            (
-                hex::encode(leaf.raw_serial()),
-                at(validity.not_before),
-                at(validity.not_after),
-            )
+            (hex::encode(leaf.raw_serial()), at(validity.not_before), at(validity.not_after))
         };
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| invalid("key", &e))?;
         let certified = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
@@ -83,19 +77,13 @@ impl Material {
 
     /// Half of the leaf's life: the time to ask for the next one.
     pub fn renew_at(&self) -> SystemTime {
-        let life = self
-            .not_after
-            .duration_since(self.not_before)
-            .unwrap_or_default();
+        let life = self.not_after.duration_since(self.not_before).unwrap_or_default();
         self.not_before + life / 2
     }
 }
 
 impl std::fmt::Debug for Material {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Material")
-            .field("id", &self.id)
-            .field("serial", &self.serial)
-            .finish()
+        f.debug_struct("Material").field("id", &self.id).field("serial", &self.serial).finish()
     }
 }

@@ -5,9 +5,12 @@
 //! Leaf and roots change while the process runs; the rustls configurations
 //! made here look them up at each handshake, so nothing restarts.
 
+pub mod consul;
 pub mod dev;
 mod material;
 mod spiffe;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 use std::sync::Arc;
@@ -45,12 +48,9 @@ pub trait Authority: Send + Sync + 'static {
 /// When the setting names neither, or `consul:` without a Consul registry.
 pub fn authority(config: &Config) -> Result<Arc<dyn Authority>, Error> {
     match config.identity.split_once(':').map(|(scheme, _)| scheme) {
+        Some("consul") => Ok(Arc::new(consul::ConnectAuthority::new(config)?)),
         Some("dev") => Ok(Arc::new(dev::DevAuthority::open(config)?)),
-        _ => Err(Error::setting(
-            "identity",
-            &config.identity,
-            "expected `dev:` or `consul:`",
-        )),
+        _ => Err(Error::setting("identity", &config.identity, "expected `dev:` or `consul:`")),
     }
 }
 

@@ -65,18 +65,11 @@ impl FromStr for SpiffeId {
         let invalid = || InvalidSpiffeId(id.chars().take(256).collect());
         let rest = id.strip_prefix("spiffe://").ok_or_else(invalid)?;
         let mut parts = rest.split('/');
-        let trust_domain = parts
-            .next()
-            .filter(|d| is_trust_domain(d))
-            .ok_or_else(invalid)?;
-        let mut segment = |key: &str| {
-            (parts.next() == Some(key))
-                .then(|| parts.next().filter(|v| is_name(v)))
-                .flatten()
-        };
-        segment("ns").ok_or_else(invalid)?;
-        segment("dc").ok_or_else(invalid)?;
-        let name = segment("svc").ok_or_else(invalid)?;
+        let trust_domain = parts.next().filter(|d| is_trust_domain(d)).ok_or_else(invalid)?;
+        let mut segment = |key: &str| (parts.next() == Some(key)).then(|| parts.next()).flatten();
+        segment("ns").filter(|v| is_place(v)).ok_or_else(invalid)?;
+        segment("dc").filter(|v| is_place(v)).ok_or_else(invalid)?;
+        let name = segment("svc").filter(|v| is_name(v)).ok_or_else(invalid)?;
         if parts.next().is_some() {
             return Err(invalid());
         }
@@ -97,12 +90,15 @@ fn is_trust_domain(domain: &str) -> bool {
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b))
 }
 
+/// Consul's alphabet for namespaces and datacenters: a name's, and `_`.
+fn is_place(place: &str) -> bool {
+    is_name(&place.replace('_', "-"))
+}
+
 /// Whether `name` can name a service: 1 to 63 of `a-z`, `0-9` and `-`.
 pub fn is_name(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 impl fmt::Display for SpiffeId {
@@ -127,6 +123,8 @@ mod tests {
         assert_eq!(id.trust_domain(), "omnibridge.internal");
         assert_eq!(id.name(), "hook-receiver");
         assert_eq!(id.to_string().parse(), Ok(id));
+        let id = "spiffe://a/ns/default/dc/eu_west-1/svc/x".parse::<SpiffeId>();
+        assert_eq!(id.unwrap().name(), "x");
     }
 
     #[test]
@@ -149,15 +147,8 @@ mod tests {
 
     #[test]
     fn operators_are_told_from_services() {
-        for (name, operator) in [
-            ("operator", true),
-            ("operator-ann", true),
-            ("operators", false),
-        ] {
-            assert_eq!(
-                SpiffeId::of_service("d", name).unwrap().is_operator(),
-                operator
-            );
+        for (name, operator) in [("operator", true), ("operator-ann", true), ("operators", false)] {
+            assert_eq!(SpiffeId::of_service("d", name).unwrap().is_operator(), operator);
         }
     }
 }

@@ -53,9 +53,7 @@ pub fn peer_id(certificate: &CertificateDer<'_>) -> Result<SpiffeId, InvalidPeer
     let (_, certificate) =
         x509_parser::parse_x509_certificate(certificate).map_err(|_| InvalidPeer::Unreadable)?;
     check_usage(&certificate)?;
-    let san = certificate
-        .subject_alternative_name()
-        .map_err(|_| InvalidPeer::Unreadable)?;
+    let san = certificate.subject_alternative_name().map_err(|_| InvalidPeer::Unreadable)?;
     let uris: Vec<&str> = san
         .iter()
         .flat_map(|san| &san.value.general_names)
@@ -74,9 +72,7 @@ fn check_usage(certificate: &X509Certificate<'_>) -> Result<(), InvalidPeer> {
     if certificate.is_ca() {
         return Err(InvalidPeer::Authority);
     }
-    let usage = certificate
-        .key_usage()
-        .map_err(|_| InvalidPeer::Unreadable)?;
+    let usage = certificate.key_usage().map_err(|_| InvalidPeer::Unreadable)?;
     match usage.map(|usage| usage.value) {
         Some(usage) if usage.key_cert_sign() || usage.crl_sign() => Err(InvalidPeer::Authority),
         Some(usage) if usage.digital_signature() => Ok(()),
@@ -97,19 +93,12 @@ impl PeerVerifier {
     /// for each request.
     pub(super) fn any(me: Identity) -> Self {
         let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
-        Self {
-            me,
-            expected: None,
-            algorithms,
-        }
+        Self { me, expected: None, algorithms }
     }
 
     /// Accepts only `service`.
     pub(super) fn named(me: Identity, service: &str) -> Self {
-        Self {
-            expected: Some(service.to_owned()),
-            ..Self::any(me)
-        }
+        Self { expected: Some(service.to_owned()), ..Self::any(me) }
     }
 
     fn check_id(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
@@ -117,16 +106,12 @@ impl PeerVerifier {
         let peer = peer_id(certificate)
             .map_err(|why| refusal(&me, &format!("the peer's certificate: {why}")))?;
         if peer.trust_domain() != me.trust_domain() {
-            return Err(refusal(
-                &me,
-                &format!("the peer is {peer}, of another trust domain"),
-            ));
+            return Err(refusal(&me, &format!("the peer is {peer}, of another trust domain")));
         }
         match &self.expected {
-            Some(expected) if peer.name() != expected => Err(refusal(
-                &me,
-                &format!("the peer is {peer}, wanted was `{expected}`"),
-            )),
+            Some(expected) if peer.name() != expected => {
+                Err(refusal(&me, &format!("the peer is {peer}, wanted was `{expected}`")))
+            }
             _ => Ok(()),
         }
     }

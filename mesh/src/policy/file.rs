@@ -37,9 +37,7 @@ pub fn watch_file(
         return Ok(watched);
     };
     let mut changes = files::watch(
-        file.parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new(".")),
+        file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")),
     )?;
     let declared = declared.to_vec();
     tokio::spawn(async move {
@@ -48,9 +46,7 @@ pub fn watch_file(
                 () = changes.changed() => {}
                 () = policy.closed() => return,
             }
-            let read = tokio::fs::read_to_string(&file)
-                .await
-                .map_err(|e| e.to_string());
+            let read = tokio::fs::read_to_string(&file).await.map_err(|e| e.to_string());
             match read.and_then(|text| toml::from_str::<Live>(&text).map_err(|e| e.to_string())) {
                 Ok(live) => {
                     policy.send_replace(Arc::new(Policy {

@@ -130,11 +130,7 @@ impl Intentions {
                 .insert(intention.source, rule);
         }
         for (source, destination) in declared {
-            table
-                .declared
-                .entry(destination.clone())
-                .or_default()
-                .push(source.clone());
+            table.declared.entry(destination.clone()).or_default().push(source.clone());
         }
         table
     }
@@ -150,10 +146,7 @@ impl Intentions {
             Some(Rule::All(Action::Deny)) => Decision::DeniedByIntention,
             Some(Rule::First(permissions)) => {
                 match permissions.iter().find(|p| p.path.matches(path)) {
-                    Some(Permission {
-                        action: Action::Allow,
-                        ..
-                    }) => Decision::Allowed,
+                    Some(Permission { action: Action::Allow, .. }) => Decision::Allowed,
                     _ => Decision::DeniedByIntention,
                 }
             }
@@ -210,10 +203,7 @@ mod tests {
 
     #[test]
     fn an_intention_counts_before_a_declared_dependency_and_an_operators_right() {
-        let denials = [
-            intention("a", "b", Action::Deny),
-            intention("*", "c", Action::Deny),
-        ];
+        let denials = [intention("a", "b", Action::Deny), intention("*", "c", Action::Deny)];
         let table = Intentions::compile(denials, &[("a".into(), "b".into())]);
         assert_eq!(decide(&table, "a", "b"), Decision::DeniedByIntention);
         assert_eq!(decide(&table, "operator", "c"), Decision::DeniedByIntention);
@@ -222,21 +212,11 @@ mod tests {
     #[test]
     fn of_permissions_the_first_match_counts_and_none_is_a_denial() {
         let permissions = vec![
-            Permission {
-                action: Action::Deny,
-                path: PathMatch::PathExact("/p.S/Secret".into()),
-            },
-            Permission {
-                action: Action::Allow,
-                path: PathMatch::PathPrefix("/p.S/".into()),
-            },
+            Permission { action: Action::Deny, path: PathMatch::PathExact("/p.S/Secret".into()) },
+            Permission { action: Action::Allow, path: PathMatch::PathPrefix("/p.S/".into()) },
         ];
-        let intention = Intention {
-            source: "a".into(),
-            destination: "b".into(),
-            action: None,
-            permissions,
-        };
+        let intention =
+            Intention { source: "a".into(), destination: "b".into(), action: None, permissions };
         let table = Intentions::compile([intention], &[]);
         let a = SpiffeId::of_service("d", "a").unwrap();
         assert!(table.decide(&a, "b", "/p.S/M").is_allowed());

@@ -5,6 +5,7 @@
 //! where none does, by what services declare as their dependencies and by the
 //! operators' right to call everything; else it is denied.
 
+mod consul;
 mod file;
 mod intentions;
 
@@ -14,6 +15,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 pub use self::{
+    consul::watch_consul,
     file::watch_file,
     intentions::{Action, Decision, Intention, Intentions, PathMatch, Permission},
 };
@@ -40,14 +42,19 @@ pub struct Route {
 }
 
 /// The policy of this process, watched at its source: Consul where the
-/// registry is Consul, else the configuration file. `declared` are the
-/// dependencies of all services known, as (caller, called).
+/// registry is Consul, else the configuration file. The first one is there when
+/// this returns. `declared` are the dependencies of all services known, as
+/// (caller, called).
 ///
 /// # Errors
 /// When the source can't be watched.
-pub fn policy(
+pub async fn policy(
     config: &Config,
     declared: &[(String, String)],
 ) -> Result<watch::Receiver<Arc<Policy>>, Error> {
-    watch_file(config, declared)
+    if config.registry.starts_with("consul:") {
+        watch_consul(config, declared).await
+    } else {
+        watch_file(config, declared)
+    }
 }

@@ -43,10 +43,7 @@ impl Registry for EmbeddedRegistry {
             serde_json::to_vec_pretty(&instance).map_err(|why| Error::Registry(why.to_string()))?;
         // Locked before it is seen, so that nobody takes it for a dead one's.
         std::fs::write(&hidden, json).map_err(Error::file(&hidden))?;
-        let file = File::options()
-            .write(true)
-            .open(&hidden)
-            .map_err(Error::file(&hidden))?;
+        let file = File::options().write(true).open(&hidden).map_err(Error::file(&hidden))?;
         file.lock().map_err(Error::file(&hidden))?;
         std::fs::rename(&hidden, &path).map_err(Error::file(&path))?;
         Ok(Registration::new(Held { path, _lock: file }))
@@ -141,9 +138,7 @@ fn read_instance(path: &Path) -> std::io::Result<Option<Instance>> {
         Ok(()) => Ok(None),
         Err(TryLockError::WouldBlock) => {
             let json = std::fs::read(path)?;
-            serde_json::from_slice(&json)
-                .map(Some)
-                .map_err(std::io::Error::other)
+            serde_json::from_slice(&json).map(Some).map_err(std::io::Error::other)
         }
         Err(TryLockError::Error(why)) => Err(why),
     }

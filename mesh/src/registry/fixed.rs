@@ -45,9 +45,7 @@ impl StaticRegistry {
                 .collect();
             (service.clone(), Arc::from(instances))
         });
-        Ok(Self {
-            services: services.collect(),
-        })
+        Ok(Self { services: services.collect() })
     }
 }
 

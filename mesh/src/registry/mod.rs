@@ -1,6 +1,7 @@
 //! Who is there: instances of services, registered by themselves and watched
 //! by those that call them.
 
+pub mod consul;
 pub mod embedded;
 pub mod fixed;
 
@@ -69,6 +70,7 @@ pub trait Registry: Send + Sync + 'static {
 pub fn registry(config: &Config) -> Result<Arc<dyn Registry>, Error> {
     match config.registry.split_once(':').map(|(scheme, _)| scheme) {
         Some("embedded") => Ok(Arc::new(embedded::EmbeddedRegistry::open(config)?)),
+        Some("consul") => Ok(Arc::new(consul::ConsulRegistry::new(config)?)),
         Some("static") => Ok(Arc::new(fixed::StaticRegistry::new(config)?)),
         _ => Err(Error::setting(
             "registry",
@@ -95,9 +97,7 @@ pub trait Deregister: Send + Sync {
 impl Registration {
     /// A registration that `undo` takes back.
     pub fn new(undo: impl Deregister + 'static) -> Self {
-        Self {
-            undo: Some(Box::new(undo)),
-        }
+        Self { undo: Some(Box::new(undo)) }
     }
 
     /// Deregisters, and returns when others can see it.

@@ -1,5 +1,6 @@
 //! Where events go: topics, written in order and read by groups.
 
+mod embedded;
 pub mod kafka;
 
 use std::{sync::Arc, time::Duration};
@@ -131,6 +132,7 @@ pub fn matches(pattern: &str, topic: &str) -> bool {
 /// When the setting names neither, or the broker's own files can't be opened.
 pub async fn broker(config: &Config) -> Result<Arc<dyn Broker>, Error> {
     match config.events.split_once(':').map(|(scheme, _)| scheme) {
+        Some("embedded") => Ok(Arc::new(embedded::EmbeddedBroker::open(config).await?)),
         Some("kafka") => Ok(Arc::new(kafka::KafkaBroker::connect(config)?)),
         _ => Err(Error::setting(
             "events",

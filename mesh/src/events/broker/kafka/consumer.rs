@@ -39,10 +39,7 @@ pub(super) fn subscribe(settings: &Settings, group: &str, pattern: &str) -> Resu
         |why: KafkaError| Error::Broker(format!("`{group}` can't read `{pattern}`: {why}"));
     let client: StreamConsumer<Log> = config.create_with_context(Log).map_err(failed)?;
     client.subscribe(&[&subscription]).map_err(failed)?;
-    Ok(Reader {
-        client: OffThread::new(client),
-        member: true,
-    })
+    Ok(Reader { client: OffThread::new(client), member: true })
 }
 
 /// Reads the partitions that `topic` has now. The place to begin at is fixed
@@ -56,18 +53,13 @@ pub(super) async fn tail(settings: &Settings, topic: &str, from: From) -> Result
             From::Beginning => first,
             From::Now => next,
         };
-        places
-            .add_partition_offset(topic, partition, Offset::Offset(place))
-            .map_err(failed)?;
+        places.add_partition_offset(topic, partition, Offset::Offset(place)).map_err(failed)?;
     }
     // librdkafka demands the name of a group; nothing joins it.
     let config = settings.consumer("omnibridge-tail");
     let client: StreamConsumer<Log> = config.create_with_context(Log).map_err(failed)?;
     client.assign(&places).map_err(failed)?;
-    Ok(Reader {
-        client: OffThread::new(client),
-        member: false,
-    })
+    Ok(Reader { client: OffThread::new(client), member: false })
 }
 
 #[async_trait]
@@ -158,9 +150,9 @@ fn passing(why: KafkaError) -> Result<(), Error> {
         Some(Code::AllBrokersDown) => Err(Error::Broker(
             "no broker can be reached; `events` says where they should be".into(),
         )),
-        Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed) => Err(
-            Error::Broker(format!("{why}: grant the right to read on the broker")),
-        ),
+        Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed) => {
+            Err(Error::Broker(format!("{why}: grant the right to read on the broker")))
+        }
         _ => Err(Error::Broker(why.to_string())),
     }
 }

@@ -43,10 +43,7 @@ impl KafkaBroker {
     pub fn connect(config: &Config) -> Result<Self, Error> {
         let settings = Settings::parse(&config.events, config.limits.message_bytes)?;
         let publisher = Publisher::new(&settings);
-        Ok(Self {
-            settings,
-            publisher,
-        })
+        Ok(Self { settings, publisher })
     }
 }
 
@@ -61,11 +58,7 @@ impl Broker for KafkaBroker {
     }
 
     async fn subscribe(&self, group: &str, pattern: &str) -> Result<Box<dyn Consumer>, Error> {
-        Ok(Box::new(consumer::subscribe(
-            &self.settings,
-            group,
-            pattern,
-        )?))
+        Ok(Box::new(consumer::subscribe(&self.settings, group, pattern)?))
     }
 
     async fn tail(&self, topic: &str, from: From) -> Result<Box<dyn Consumer>, Error> {
@@ -119,9 +112,7 @@ impl ConsumerContext for Log {
     fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         let named = |partitions: &TopicPartitionList| {
             let named = partitions.elements();
-            let named = named
-                .iter()
-                .map(|p| format!("{}/{}", p.topic(), p.partition()));
+            let named = named.iter().map(|p| format!("{}/{}", p.topic(), p.partition()));
             named.collect::<Vec<_>>().join(" ")
         };
         match rebalance {

@@ -89,11 +89,7 @@ impl Publisher {
     }
 
     fn take(&self) -> Result<Producer, KafkaError> {
-        let idle = self
-            .idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         match idle {
             Some(producer) => Ok(producer),
             None => Ok(OffThread::new(self.config.create_with_context(Log)?)),
@@ -123,11 +119,7 @@ enum State {
 
 impl<'a> Batch<'a> {
     fn new(records: &'a [Record]) -> Self {
-        Self {
-            records,
-            states: Vec::with_capacity(records.len()),
-            refusal: None,
-        }
+        Self { records, states: Vec::with_capacity(records.len()), refusal: None }
     }
 
     /// Hands the records over, until one is refused; whether there was the time

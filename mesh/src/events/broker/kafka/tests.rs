@@ -66,7 +66,9 @@ impl Cluster {
             Self::Mock(mock) => mock.create_topic(topic, partitions, 1).unwrap(),
             Self::Real(_) => {
                 let topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
-                let made = self.admin().create_topics([&topic], &AdminOptions::new());
+                // Without its client the answer never comes.
+                let admin = self.admin();
+                let made = admin.create_topics([&topic], &AdminOptions::new());
                 made.await.unwrap().pop().unwrap().unwrap();
             }
         }
@@ -100,10 +102,7 @@ fn event(key: &str, number: usize) -> Event {
         traceparent: String::new(),
         extensions: BTreeMap::new(),
     };
-    Event {
-        attributes,
-        data: Bytes::from(number.to_string()),
-    }
+    Event { attributes, data: Bytes::from(number.to_string()) }
 }
 
 /// `count` events of each of `keys`, in turn, from `first` on.
@@ -177,18 +176,13 @@ async fn an_event_arrives_as_it_was_published() {
     full.attributes.dataschema = "omnibridge.hooks.v1.Hook".into();
     full.attributes.causationid = "cause".into();
     full.attributes.traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into();
-    full.attributes
-        .extensions
-        .insert("sessionid".into(), "s1".into());
+    full.attributes.extensions.insert("sessionid".into(), "s1".into());
     full.data = Bytes::from_static(b"\0\xff bytes");
     let mut bare = event("", 2);
     bare.attributes.datacontenttype = String::new();
     bare.data = Bytes::new();
     let sent = [full, bare];
-    let records = sent.iter().map(|event| Record {
-        topic: topic.clone(),
-        event: event.clone(),
-    });
+    let records = sent.iter().map(|event| Record { topic: topic.clone(), event: event.clone() });
     publish(&broker, records.collect()).await;
 
     let mut consumer = broker.subscribe(&unique("g"), &topic).await.unwrap();
@@ -253,10 +247,7 @@ async fn what_is_no_cloud_event_is_delivered_with_its_bytes_and_stops_nothing() 
     let foreign: FutureProducer = config.create().unwrap();
     let headers = |pairs: &[(&str, &[u8])]| {
         let add = |all: OwnedHeaders, (key, value): &(&str, &[u8])| {
-            all.insert(Header {
-                key,
-                value: Some(*value),
-            })
+            all.insert(Header { key, value: Some(*value) })
         };
         pairs.iter().fold(OwnedHeaders::new(), add)
     };
@@ -311,10 +302,7 @@ async fn what_was_committed_is_not_delivered_again_and_what_was_not_is() {
     let begun = Instant::now();
     let mut second = broker.subscribe(&group, &topic).await.unwrap();
     let again = read_all(second.as_mut(), 50).await;
-    println!(
-        "the second member had its first events after {:?}",
-        begun.elapsed()
-    );
+    println!("the second member had its first events after {:?}", begun.elapsed());
     assert_eq!(again.len(), 50);
     assert!(again.iter().all(|d| d.offset >= 5));
     assert_eq!(again.iter().filter(|d| d.offset == 5).count(), 2);
@@ -349,10 +337,7 @@ async fn a_prefix_sees_a_topic_made_later_from_its_first_event_and_never_dead_le
     cluster.create(&dead, 1).await;
     publish(&broker, records(&old, &["old"], 0, 1)).await;
     publish(&broker, records(&dead, &["dead"], 0, 1)).await;
-    let mut consumer = broker
-        .subscribe(&unique("g"), &format!("{prefix}.*"))
-        .await
-        .unwrap();
+    let mut consumer = broker.subscribe(&unique("g"), &format!("{prefix}.*")).await.unwrap();
     assert_eq!(ids(&read(consumer.as_mut(), 1).await), ["old-0"]);
 
     // The consumer waits while the topic is made, as a subscriber does.
@@ -392,10 +377,7 @@ async fn a_consumer_waits_for_its_first_topic() {
         let made = Instant::now();
         publish(&broker, records(&topic, &["k"], 0, 1)).await;
         assert_eq!(ids(&read(consumer.as_mut(), 1).await), ["k-0"]);
-        println!(
-            "`{pattern}` had its first topic's first event after {:?}",
-            made.elapsed()
-        );
+        println!("`{pattern}` had its first topic's first event after {:?}", made.elapsed());
     }
 }
 
@@ -470,11 +452,7 @@ async fn topics_are_listed_with_their_partitions_and_events() {
     publish(&broker, records(&topic, &["a", "b", "c"], 0, 4)).await;
     let topics = broker.topics().await.unwrap();
     let found: Vec<_> = topics.iter().filter(|t| t.name == topic).collect();
-    let expected = TopicStatus {
-        name: topic,
-        partitions: 3,
-        events: 12,
-    };
+    let expected = TopicStatus { name: topic, partitions: 3, events: 12 };
     assert_eq!(found, [&expected]);
     assert!(topics.iter().all(|t| !t.name.starts_with("__")));
 }
@@ -527,17 +505,11 @@ async fn a_record_that_is_too_large_is_named_and_holds_up_its_key_only_until_it_
     batch[2].event.data = Bytes::from(vec![b'x'; 9 << 20]);
     let answers = broker.publish(batch.clone(), SOON).await;
     assert!(answers[0].is_ok() && answers[1].is_ok(), "{answers:?}");
-    assert!(
-        matches!(&answers[2], Err(Error::Event(why)) if why.contains("a-2")),
-        "{answers:?}"
-    );
+    assert!(matches!(&answers[2], Err(Error::Event(why)) if why.contains("a-2")), "{answers:?}");
     assert!(matches!(&answers[3], Err(Error::Broker(_))), "{answers:?}");
     publish(&broker, batch.split_off(3)).await;
     let mut consumer = broker.tail(&topic, From::Beginning).await.unwrap();
-    assert_eq!(
-        ids(&read_all(consumer.as_mut(), 3).await),
-        ["a-0", "a-1", "a-3"]
-    );
+    assert_eq!(ids(&read_all(consumer.as_mut(), 3).await), ["a-0", "a-1", "a-3"]);
 }
 
 #[tokio::test]
@@ -595,19 +567,11 @@ async fn records_on_their_way_at_the_deadline_come_twice_but_not_out_of_order() 
     let keys = ["a", "b", "c"];
     cluster.create(&topic, 2).await;
     publish(&broker, records(&topic, &keys, 0, 1)).await;
-    cluster
-        .as_mock()
-        .broker_round_trip_time(-1, Duration::from_secs(2))
-        .unwrap();
+    cluster.as_mock().broker_round_trip_time(-1, Duration::from_secs(2)).unwrap();
     let batch = records(&topic, &keys, 1, 50);
-    let answers = broker
-        .publish(batch.clone(), Duration::from_millis(500))
-        .await;
+    let answers = broker.publish(batch.clone(), Duration::from_millis(500)).await;
     assert!(answers.iter().all(Result::is_err));
-    cluster
-        .as_mock()
-        .broker_round_trip_time(-1, Duration::ZERO)
-        .unwrap();
+    cluster.as_mock().broker_round_trip_time(-1, Duration::ZERO).unwrap();
     publish(&broker, batch).await;
     let mut consumer = broker.tail(&topic, From::Beginning).await.unwrap();
     let all = read_all(consumer.as_mut(), 153).await;
@@ -650,11 +614,7 @@ async fn order_and_every_event_survive_a_broker_that_comes_and_goes() {
     cluster.as_mock().broker_up(-1).unwrap();
     let mut consumer = broker.tail(&topic, From::Beginning).await.unwrap();
     let read = read_all(consumer.as_mut(), all.len()).await;
-    println!(
-        "{turn} publishes, {failed} errors, {} records for {} events",
-        read.len(),
-        all.len()
-    );
+    println!("{turn} publishes, {failed} errors, {} records for {} events", read.len(), all.len());
     assert_ordered(&read, &keys, 400);
 }
 
@@ -682,10 +642,7 @@ async fn a_topic_that_is_not_there_is_named_before_the_deadline() {
     cluster.as_mock().topic_error(&topic, unknown).unwrap();
     let answers = broker.publish(records(&topic, &["a"], 0, 2), SOON).await;
     let error = answers[0].as_ref().unwrap_err().to_string();
-    assert!(
-        error.contains(&topic) && error.contains("create"),
-        "{error}"
-    );
+    assert!(error.contains(&topic) && error.contains("create"), "{error}");
 }
 
 #[tokio::test]
@@ -693,10 +650,9 @@ async fn a_broker_that_cannot_be_reached_is_an_error_that_says_where() {
     let events = "kafka://127.0.0.1:1".to_owned();
     let config = Config::from_sources(None, HashMap::new(), &[("events", events)]).unwrap();
     let broker = KafkaBroker::connect(&config).unwrap();
-    for error in [
-        broker.ensure(&["t".to_owned()]).await.unwrap_err(),
-        broker.topics().await.unwrap_err(),
-    ] {
+    for error in
+        [broker.ensure(&["t".to_owned()]).await.unwrap_err(), broker.topics().await.unwrap_err()]
+    {
         assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
     }
     let mut consumer = broker.subscribe("g", "t").await.unwrap();

@@ -125,15 +125,10 @@ pub(super) async fn ensure(settings: &Settings, topics: &[String]) -> Result<(),
     let found = ask(&client, settings).await?;
     let brokers = i32::try_from(found.brokers().len()).unwrap_or(i32::MAX);
     let wanted = Wanted::new(settings, brokers);
-    let found: HashMap<&str, Layout> = found
-        .topics()
-        .iter()
-        .map(|topic| (topic.name(), Layout::of(topic.partitions())))
-        .collect();
-    let (there, missing): (Vec<&str>, Vec<&str>) = topics
-        .iter()
-        .map(String::as_str)
-        .partition(|topic| found.contains_key(topic));
+    let found: HashMap<&str, Layout> =
+        found.topics().iter().map(|topic| (topic.name(), Layout::of(topic.partitions()))).collect();
+    let (there, missing): (Vec<&str>, Vec<&str>) =
+        topics.iter().map(String::as_str).partition(|topic| found.contains_key(topic));
     if !missing.is_empty() {
         create(&client, settings, &wanted, &missing).await?;
     }
@@ -142,11 +137,7 @@ pub(super) async fn ensure(settings: &Settings, topics: &[String]) -> Result<(),
         for topic in there {
             let differences = wanted.differences(&found[topic], configs.get(topic));
             if !differences.is_empty() {
-                warn!(
-                    topic,
-                    "the topic isn't as it would be made: {}",
-                    differences.join(", ")
-                );
+                warn!(topic, "the topic isn't as it would be made: {}", differences.join(", "));
             }
         }
     }
@@ -171,13 +162,7 @@ impl Layout {
         let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
         Self {
             partitions: count(partitions.len()),
-            replication: count(
-                partitions
-                    .iter()
-                    .map(|p| p.replicas().len())
-                    .min()
-                    .unwrap_or(0),
-            ),
+            replication: count(partitions.iter().map(|p| p.replicas().len()).min().unwrap_or(0)),
         }
     }
 }
@@ -195,13 +180,7 @@ impl Wanted {
             // loss of one loses none.
             configs.push(("min.insync.replicas", "2".to_owned()));
         }
-        Self {
-            layout: Layout {
-                partitions: settings.partitions,
-                replication,
-            },
-            configs,
-        }
+        Self { layout: Layout { partitions: settings.partitions, replication }, configs }
     }
 
     /// What `layout` and `configs` have otherwise, as people read it. Nothing is
@@ -230,10 +209,7 @@ async fn create(
     wanted: &Wanted,
     missing: &[&str],
 ) -> Result<(), Error> {
-    let Layout {
-        partitions,
-        replication,
-    } = wanted.layout;
+    let Layout { partitions, replication } = wanted.layout;
     if replication < settings.replication {
         warn!(
             "topics are made with {replication} instead of {} replicas, as many as there are \
@@ -260,10 +236,7 @@ async fn create(
     for (topic, why) in answers.into_iter().filter_map(Result::err) {
         // Another process was faster.
         if why != Code::TopicAlreadyExists {
-            warn!(
-                topic,
-                "the topic can't be made ({why}): create it on the broker"
-            );
+            warn!(topic, "the topic can't be made ({why}): create it on the broker");
         }
     }
     Ok(())
@@ -287,7 +260,5 @@ async fn describe(client: &Client, topics: &[&str]) -> HashMap<String, ConfigRes
 }
 
 fn options() -> AdminOptions {
-    AdminOptions::new()
-        .request_timeout(Some(ADMIN_LIMIT))
-        .operation_timeout(Some(ADMIN_LIMIT))
+    AdminOptions::new().request_timeout(Some(ADMIN_LIMIT)).operation_timeout(Some(ADMIN_LIMIT))
 }

@@ -1,0 +1,219 @@
+//! The command line, and the help that teaches it.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Try it:
+  omni up                                 run everything on this machine
+  omni hook send demo payload.json        send a signed webhook
+  omni events tail hooks.demo             see it as an event
+  omni call omnibridge.hooks.v1.HookReceiver/ListHooks '{}'
+
+Settings come from defaults, omni.toml, OMNI_* variables and flags, the later
+one wins; `omni config show` shows each with its origin.
+
+Exit status: 0 done, 1 failed, 2 wrong usage.";
+
+/// A gRPC-first service mesh with Consul discovery.
+#[derive(Debug, Parser)]
+#[command(name = "omni", version, after_help = EXAMPLES, max_term_width = 100)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Common {
+    /// Where this machine's mesh keeps what it owns [default: .omni]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// The configuration file [default: omni.toml, if there is one]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run every service in this process, with a demo source to try
+    Up(Up),
+    /// Run some services in this process
+    Serve(Serve),
+    /// Show the instances that are registered, and whether they are healthy
+    Services(Services),
+    /// Call any method of any service, by its reflection
+    Call(Call),
+    /// Send webhooks
+    #[command(subcommand)]
+    Hook(HookCommand),
+    /// Look at topics and their events
+    #[command(subcommand)]
+    Events(EventsCommand),
+    /// Issue certificates of the `dev` authority
+    #[command(subcommand)]
+    Certs(CertsCommand),
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Up {
+    /// The admin port: /readyz, /metrics, gRPC health [default: 9000]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) admin_port: Option<u16>,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Several processes on one data directory, or on one Consul, are one mesh:
+  omni serve gateway & omni serve hook-receiver & omni serve audit &")]
+pub(crate) struct Serve {
+    /// The services: gateway, hook-receiver, audit
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+    /// The admin port [default: the first service's port + 1000]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) admin_port: Option<u16>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Services {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  omni call omnibridge.hooks.v1.HookReceiver/ListHooks '{\"page_size\": 3}'
+  omni call omnibridge.hooks.v1.HookReceiver/WatchHooks '{}'     # a stream: one answer a line
+  echo '{\"id\": \"…\"}' | omni call omnibridge.hooks.v1.HookReceiver/GetHook -
+
+The service is found in the registry by its package, its messages by reflection.")]
+pub(crate) struct Call {
+    /// PACKAGE.Service/Method
+    #[arg(value_name = "METHOD")]
+    pub(crate) method: String,
+    /// The request as proto3 JSON; several, one after the other, are a stream;
+    /// `-` reads them from standard input
+    #[arg(default_value = "{}", value_name = "JSON")]
+    pub(crate) request: String,
+    /// Call this service, instead of the one that registered the package
+    #[arg(long, value_name = "NAME")]
+    pub(crate) service: Option<String>,
+    /// Call as this operator
+    #[arg(long = "as", default_value = "operator", value_name = "NAME")]
+    pub(crate) operator: String,
+    /// How long the answer may take, in seconds; streams have no limit
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u64>,
+    /// Print each answer on one line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HookCommand {
+    /// Sign a file as its source would, and send it to the gateway
+    Send(HookSend),
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "The source's scheme and secret come from [hooks.sources.SOURCE]; `omni up` makes
+a source `demo`. Sending the same --delivery again is answered as a duplicate."
+)]
+pub(crate) struct HookSend {
+    /// The source, as in [hooks.sources.SOURCE]
+    pub(crate) source: String,
+    /// The body; `-` reads standard input
+    pub(crate) file: PathBuf,
+    /// What happened
+    #[arg(long = "type", default_value = "push", value_name = "TYPE")]
+    pub(crate) kind: String,
+    /// The delivery's id [default: a new one]
+    #[arg(long, value_name = "ID")]
+    pub(crate) delivery: Option<String>,
+    /// The body's media type
+    #[arg(long, default_value = "application/json", value_name = "TYPE")]
+    pub(crate) content_type: String,
+    /// The gateway's address [default: a registered one]
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// The API key, for a source of scheme `api-key`
+    #[arg(long, env = "OMNI_HOOK_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub(crate) api_key: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EventsCommand {
+    /// Print the events of a topic as they come
+    Tail(EventsTail),
+    /// List the topics
+    Topics(EventsTopics),
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  omni events tail hooks.demo --from-beginning
+  omni events tail services.lifecycle --from-beginning --limit 5 --json | jq .")]
+pub(crate) struct EventsTail {
+    /// The topic
+    pub(crate) topic: String,
+    /// Begin with the first event that is kept, not with the next
+    #[arg(long)]
+    pub(crate) from_beginning: bool,
+    /// Stop after so many events
+    #[arg(long, short = 'n', value_name = "COUNT")]
+    pub(crate) limit: Option<u64>,
+    /// Print each event as a CloudEvent in JSON, on one line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct EventsTopics {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertsCommand {
+    /// Issue a certificate for an operator, as cert.pem, key.pem and roots.pem
+    Issue(CertsIssue),
+    /// Make a new root; running services renew their certificates by themselves
+    Rotate,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:
+  omni certs issue ann --out ann
+  grpcurl -cacert ann/roots.pem -cert ann/cert.pem -key ann/key.pem 127.0.0.1:8001 list")]
+pub(crate) struct CertsIssue {
+    /// The operator's name
+    pub(crate) name: String,
+    /// The folder to write to
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Issue for the service NAME, not for an operator
+    #[arg(long)]
+    pub(crate) service: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Show every setting, where it came from, secrets masked
+    Show(ConfigShow),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ConfigShow {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,34 @@
+//! `omni config`: the configuration as it is effective.
+
+use mesh::config::Config;
+
+use crate::{
+    args::{Common, ConfigShow},
+    catalogue,
+    output::{self, Table},
+};
+
+/// Loads the configuration, `flags` over all of it.
+pub(crate) fn load(common: &Common, flags: &[(&str, String)]) -> anyhow::Result<Config> {
+    let mut all: Vec<(&str, String)> = Vec::new();
+    if let Some(data) = &common.data {
+        all.push(("data", data.display().to_string()));
+    }
+    all.extend(flags.iter().cloned());
+    let config = Config::load(common.config.as_deref(), &all)?;
+    config.check_keys(&catalogue::SECTIONS)?;
+    Ok(config)
+}
+
+/// Shows every setting.
+pub(crate) fn show(common: &Common, args: &ConfigShow) -> anyhow::Result<()> {
+    let effective = load(common, &[])?.effective();
+    if args.json {
+        return output::json(&effective);
+    }
+    let mut table = Table::new(["SETTING", "VALUE", "FROM"]);
+    for setting in effective {
+        table.row([setting.key, setting.value, setting.origin]);
+    }
+    table.print()
+}

@@ -1,0 +1,28 @@
+//! An operator's way into the mesh: an identity and the same client stack that
+//! services have.
+
+use std::sync::Arc;
+
+use mesh::{
+    client::Client,
+    config::Config,
+    identity, policy,
+    registry::{self, Registry},
+};
+
+/// An operator's registry and client.
+pub(crate) struct Operator {
+    pub(crate) registry: Arc<dyn Registry>,
+    pub(crate) client: Client,
+}
+
+impl Operator {
+    /// The operator `name`, with what the configuration names.
+    pub(crate) async fn new(config: &Config, name: &str) -> anyhow::Result<Self> {
+        let registry = registry::registry(config)?;
+        let identity = identity::authority(config)?.identity(name).await?;
+        let policy = policy::policy(config, &[]).await?;
+        let client = Client::new(identity, registry.clone(), policy, Default::default());
+        Ok(Self { registry, client })
+    }
+}

@@ -1,0 +1,35 @@
+# Every task a developer has; `just` alone lists them.
+
+_default:
+    @just --list
+
+# Format, lints and docs, warnings denied
+check:
+    cargo fmt --all --check
+    npx --yes @bufbuild/buf@1.75.0 lint
+    cargo clippy --workspace --all-targets --all-features -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+# The hermetic tests: nothing to install or start
+test:
+    cargo test --workspace
+
+# The suite on the real Consul, Kafka, PostgreSQL and Jaeger
+backends dir="target/backends":
+    compose/backends install
+    compose/backends start --free-ports --dir {{dir}}
+    set -a && . {{dir}}/env && set +a && \
+        cargo test --workspace --features tests/backends --test backends -- --test-threads 1; \
+        code=$?; compose/backends stop --dir {{dir}}; exit $code
+
+# Benchmarks of the hot paths
+bench:
+    cargo bench --workspace
+
+# Everything in one process
+up *args:
+    cargo run --release -- up {{args}}
+
+# Licences, advisories and doubles of the dependencies
+deny:
+    cargo deny check

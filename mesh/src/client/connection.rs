@@ -1,0 +1,91 @@
+//! One HTTP/2 connection to one instance, over mutual TLS.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::body::Body;
+
+use crate::identity::{Identity, Material, SpiffeId, peer_id};
+
+/// How long connecting and the handshake may take together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often a silent connection is asked for a sign of life, so that a peer
+/// that vanished without a word is noticed.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the sign of life may take.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much of an answer may be on its way unread, a stream and in all.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
+/// An open connection, as the peer it was made to.
+pub(super) struct Connection {
+    pub(super) send: http2::SendRequest<Body>,
+    /// The leaf and roots it was made with.
+    pub(super) material: Arc<Material>,
+    /// Who answered, from its certificate.
+    pub(super) peer: Peer,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its identity.
+    pub id: SpiffeId,
+    /// Its leaf's serial number in hexadecimal.
+    pub serial: String,
+}
+
+impl Peer {
+    /// Reads it off a connection's certificates, leaf first.
+    pub(crate) fn from_certificates(
+        certificates: Option<&[rustls_pki_types::CertificateDer<'_>]>,
+    ) -> Option<Self> {
+        let leaf = certificates?.first()?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(leaf).ok()?;
+        Some(Self { id: peer_id(leaf).ok()?, serial: hex::encode(parsed.raw_serial()) })
+    }
+}
+
+/// Connects to an instance of `service` at `address`.
+///
+/// # Errors
+/// When nothing answers in time, or something else than `service`.
+pub(super) async fn connect(
+    identity: &Identity,
+    service: &str,
+    address: SocketAddr,
+) -> Result<Connection, std::io::Error> {
+    let material = identity.current();
+    let tls = TlsConnector::from(identity.client_config(service));
+    let handshakes = async {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        // The name is never sent nor compared: the verifier knows whom it wants.
+        let stream = tls.connect(ServerName::IpAddress(address.ip().into()), stream).await?;
+        let peer = Peer::from_certificates(stream.get_ref().1.peer_certificates())
+            .ok_or_else(|| std::io::Error::other("the peer has no certificate"))?;
+        let (send, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(std::io::Error::other)?;
+        // It ends with its last sender, or when the peer closes; whoever sends
+        // then learns of it there.
+        tokio::spawn(connection);
+        Ok::<_, std::io::Error>((send, peer))
+    };
+    let (send, peer) = tokio::time::timeout(CONNECT_TIMEOUT, handshakes)
+        .await
+        .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
+    Ok(Connection { send, material, peer })
+}

@@ -1,0 +1,183 @@
+//! The agent's endpoints that `consulrs` lacks or reads wrongly, with what is
+//! used of their answers.
+//!
+//! Source: Consul, "HTTP API", version 1.22.
+
+use std::collections::{BTreeMap, HashMap};
+
+use consulrs::api::features::{FeaturedEndpoint, Features};
+use rustify_derive::Endpoint;
+use serde::Deserialize;
+
+/// The instances of a service that speak Connect, healthy or not.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "health/connect/{self.service}", response = "Vec<Entry>")]
+pub(crate) struct HealthConnect {
+    #[endpoint(skip)]
+    pub(crate) service: String,
+    #[endpoint(skip)]
+    pub(crate) features: Option<Features>,
+}
+
+/// One instance, its node and its checks.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Entry {
+    pub(crate) node: Node,
+    pub(crate) service: Service,
+    #[serde(default)]
+    pub(crate) checks: Vec<Check>,
+}
+
+/// The machine an instance is on.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Node {
+    pub(crate) address: String,
+}
+
+/// What an instance registered.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Service {
+    #[serde(rename = "ID")]
+    pub(crate) id: String,
+    #[serde(default)]
+    pub(crate) address: String,
+    pub(crate) port: u16,
+    pub(crate) meta: Option<HashMap<String, String>>,
+}
+
+/// What became of a check: `passing`, `warning` or `critical`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Check {
+    pub(crate) status: String,
+}
+
+/// The names of all services, each with its tags.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "catalog/services", response = "BTreeMap<String, Vec<String>>")]
+pub(crate) struct CatalogServices {
+    #[endpoint(skip)]
+    pub(crate) features: Option<Features>,
+}
+
+/// One instance, as this agent knows it; of the answer only that there is one.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "agent/service/{self.id}", response = "serde::de::IgnoredAny")]
+pub(crate) struct AgentService {
+    #[endpoint(skip)]
+    pub(crate) id: String,
+    #[endpoint(skip)]
+    pub(crate) features: Option<Features>,
+}
+
+/// The leaf of a service, made when it isn't there yet.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "agent/connect/ca/leaf/{self.service}", response = "Leaf")]
+pub(crate) struct CaLeaf {
+    #[endpoint(skip)]
+    pub(crate) service: String,
+    #[endpoint(skip)]
+    pub(crate) features: Option<Features>,
+}
+
+/// A leaf with its chain and key. It has no `Debug`, so that no log gets the
+/// key.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Leaf {
+    #[serde(rename = "CertPEM")]
+    pub(crate) chain: String,
+    #[serde(rename = "PrivateKeyPEM")]
+    pub(crate) key: String,
+}
+
+/// The roots that count now.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "agent/connect/ca/roots", response = "Roots")]
+pub(crate) struct CaRoots {
+    #[endpoint(skip)]
+    pub(crate) features: Option<Features>,
+}
+
+/// The roots to trust: the one that signs, and those it replaced whose leafs
+/// may still be in use.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Roots {
+    pub(crate) roots: Vec<Root>,
+}
+
+/// One root, in PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Root {
+    pub(crate) root_cert: String,
+    #[serde(default)]
+    pub(crate) active: bool,
+}
+
+/// All intentions.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "connect/intentions", response = "Option<Vec<Intention>>")]
+pub(crate) struct Intentions {
+    #[endpoint(skip)]
+    pub(crate) features: Option<Features>,
+}
+
+/// Who may or may not call whom.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Intention {
+    pub(crate) source_name: String,
+    pub(crate) destination_name: String,
+    #[serde(default)]
+    pub(crate) action: String,
+    #[serde(default)]
+    pub(crate) permissions: Option<Vec<Permission>>,
+    #[serde(default)]
+    pub(crate) source_peer: String,
+    #[serde(default)]
+    pub(crate) source_sameness_group: String,
+    #[serde(default, rename = "JWT")]
+    pub(crate) jwt: Option<serde_json::Value>,
+}
+
+/// What is decided for requests of some form. What isn't known by name is
+/// kept, so that a condition of a newer Consul isn't passed over.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Permission {
+    #[serde(default)]
+    pub(crate) action: String,
+    #[serde(rename = "HTTP")]
+    pub(crate) http: Option<HttpPermission>,
+    #[serde(flatten)]
+    pub(crate) more: BTreeMap<String, serde_json::Value>,
+}
+
+/// The form of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct HttpPermission {
+    #[serde(default)]
+    pub(crate) path_exact: String,
+    #[serde(default)]
+    pub(crate) path_prefix: String,
+    #[serde(default)]
+    pub(crate) methods: Option<Vec<String>>,
+    #[serde(flatten)]
+    pub(crate) more: BTreeMap<String, serde_json::Value>,
+}
+
+macro_rules! featured {
+    ($($endpoint:ident),*) => {$(
+        impl FeaturedEndpoint for $endpoint {
+            fn features(&self) -> Option<Features> {
+                self.features.clone()
+            }
+        }
+    )*};
+}
+featured!(HealthConnect, CatalogServices, AgentService, CaLeaf, CaRoots, Intentions);

@@ -1,0 +1,174 @@
+//! Following one thing in Consul by blocking queries: what to ask next, and
+//! which answers to believe.
+//!
+//! Source of the index's rules: Consul, "Blocking queries". The rule for empty
+//! answers is ours: a Consul that lost its data, or hasn't read it yet, says
+//! that nothing is there, and believing it would cut every connection.
+
+use std::time::Duration;
+
+use rand::Rng as _;
+use tokio::{sync::watch, time::Instant};
+
+use super::{Answer, Since};
+use crate::Error;
+
+/// How long an empty answer must hold after the index went backwards.
+const DOUBT: Duration = Duration::from_secs(60);
+/// The first pause after an error, doubled with each one that follows.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The pause after an answer that the agent should have held but didn't.
+const UNHELD_PAUSE: Duration = Duration::from_secs(1);
+/// The least time from one answer to the next question: many changes at once
+/// come together then.
+const MIN_PAUSE: Duration = Duration::from_millis(5);
+
+/// A thing in Consul, asked for again and again by `query`.
+pub(crate) struct Follow<Q, T> {
+    /// For the log.
+    subject: String,
+    query: Q,
+    is_empty: fn(&T) -> bool,
+    /// The index of the last answer; 0 before the first.
+    index: u64,
+    /// Whether the value last believed was not empty.
+    holds_something: bool,
+    /// Since when an empty answer is doubted.
+    doubted_since: Option<Instant>,
+    /// Whether the next question is for an answer at once.
+    afresh: bool,
+    failures: u32,
+    /// Why there is no answer, as long as there is none.
+    trouble: Option<Error>,
+    /// No question is asked before.
+    pause_until: Instant,
+}
+
+impl<Q, F, T> Follow<Q, T>
+where
+    Q: FnMut(Since) -> F,
+    F: Future<Output = Result<Answer<T>, Error>>,
+{
+    /// Follows what `query` asks for. `is_empty` says which of its values
+    /// stand for nothing.
+    pub(crate) fn new(subject: impl Into<String>, query: Q, is_empty: fn(&T) -> bool) -> Self {
+        Self {
+            subject: subject.into(),
+            query,
+            is_empty,
+            index: 0,
+            holds_something: false,
+            doubted_since: None,
+            afresh: true,
+            failures: 0,
+            trouble: None,
+            pause_until: Instant::now(),
+        }
+    }
+
+    /// Why nothing was answered last time.
+    pub(crate) fn trouble(&self) -> Option<&Error> {
+        self.trouble.as_ref()
+    }
+
+    /// The next value to be believed: at first the present one, later each
+    /// change. It asks until it gets one; dropped while it does, it goes on
+    /// from there with the next call.
+    pub(crate) async fn next(&mut self) -> T {
+        loop {
+            tokio::time::sleep_until(self.pause_until).await;
+            let since = self.since();
+            let asked = Instant::now();
+            match (self.query)(since).await {
+                Ok(answer) => {
+                    if self.failures > 0 {
+                        tracing::info!(subject = %self.subject, "consul answers again");
+                    }
+                    self.failures = 0;
+                    self.afresh = false;
+                    self.trouble = None;
+                    let held = since.index == 0 || asked.elapsed() >= UNHELD_PAUSE;
+                    let same = answer.index.max(1) == self.index;
+                    let pause = if same && !held { UNHELD_PAUSE } else { MIN_PAUSE };
+                    self.pause_until = Instant::now() + pause;
+                    if let Some(value) = self.believe(answer) {
+                        return value;
+                    }
+                }
+                Err(why) => {
+                    if self.failures == 0 {
+                        tracing::warn!(
+                            subject = %self.subject, %why,
+                            "consul doesn't answer; what was last known stays in use"
+                        );
+                    }
+                    self.pause_until = Instant::now() + pause(self.failures);
+                    self.failures = self.failures.saturating_add(1);
+                    // Not held: a Consul that came back with a lower index
+                    // would hold the old one for the whole wait.
+                    self.afresh = true;
+                    self.trouble = Some(why);
+                }
+            }
+        }
+    }
+
+    /// Sends each next value that differs to `values`, until nobody listens.
+    pub(crate) async fn publish(mut self, values: watch::Sender<T>)
+    where
+        T: PartialEq,
+    {
+        loop {
+            let next = tokio::select! {
+                next = self.next() => next,
+                () = values.closed() => return,
+            };
+            values.send_if_modified(|now| {
+                let changed = *now != next;
+                *now = next;
+                changed
+            });
+        }
+    }
+
+    fn since(&self) -> Since {
+        let doubted = self.doubted_since.map(|since| since.elapsed());
+        Since {
+            index: if self.afresh { 0 } else { self.index },
+            wait: doubted.map(|so_far| DOUBT.saturating_sub(so_far).max(UNHELD_PAUSE)),
+        }
+    }
+
+    /// The value of `answer`, where it is new and to be believed.
+    fn believe(&mut self, answer: Answer<T>) -> Option<T> {
+        // An index of 0 would make each query answer at once, and says nothing
+        // about whether something changed.
+        let told = answer.index > 0;
+        let index = answer.index.max(1);
+        let before = std::mem::replace(&mut self.index, index);
+        if index < before {
+            tracing::info!(subject = %self.subject, before, index, "consul's index went backwards");
+            self.afresh = true;
+            if self.holds_something {
+                self.doubted_since.get_or_insert_with(Instant::now);
+            }
+        }
+        let empty = (self.is_empty)(&answer.value);
+        match self.doubted_since {
+            Some(since) if empty && since.elapsed() < DOUBT => return None,
+            None if told && index == before => return None,
+            _ => {}
+        }
+        self.doubted_since = None;
+        self.holds_something = !empty;
+        Some(answer.value)
+    }
+}
+
+/// The pause after the error that follows `failures` others: doubled each
+/// time, and half of it by chance, so that a mesh doesn't ask as one.
+fn pause(failures: u32) -> Duration {
+    let longest = FIRST_PAUSE.saturating_mul(2u32.saturating_pow(failures)).min(LONGEST_PAUSE);
+    longest.mul_f64(rand::rng().random_range(0.5..=1.0))
+}

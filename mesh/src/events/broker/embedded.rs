@@ -1,0 +1,423 @@
+//! The broker for one machine: a log in SQLite under the data directory, shared
+//! by all processes on it.
+//!
+//! All topics are one log, so a group's place in it is one number. Of the
+//! members of a group one reads at a time, and holds a lock that ends with its
+//! process; the others wait to take over.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use sea_orm::{
+    ActiveValue, ColumnTrait as _, Condition, EntityTrait as _, QueryFilter as _, QueryOrder as _,
+    QuerySelect as _, sea_query::OnConflict,
+};
+
+use super::{Broker, Consumer, Delivery, From, Record, TopicStatus, Undecodable};
+use crate::{Error, config::Config, events::Event, files, store::Store};
+
+/// How often a member that waits tries to take over.
+const TAKE_OVER: Duration = Duration::from_millis(250);
+/// How many rows one statement inserts: what fits into its variables.
+const CHUNK: usize = 512;
+
+/// The table `log`.
+mod log {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+    #[sea_orm(table_name = "log")]
+    pub struct Model {
+        #[sea_orm(primary_key)]
+        pub seq: i64,
+        pub topic: String,
+        pub attributes: String,
+        pub data: Vec<u8>,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// The table `topics`.
+mod topic {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+    #[sea_orm(table_name = "topics")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub name: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// The table `offsets`.
+mod offset {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+    #[sea_orm(table_name = "offsets")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub group_name: String,
+        pub seq: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// The log under the data directory.
+pub struct EmbeddedBroker {
+    store: Arc<Store>,
+    folder: PathBuf,
+}
+
+impl EmbeddedBroker {
+    /// Opens the log, and makes it where there is none.
+    ///
+    /// # Errors
+    /// When its files can't be opened or written.
+    pub async fn open(config: &Config) -> Result<Self, Error> {
+        let folder = config.data.join("events");
+        files::make_folder(&folder.join("groups"))?;
+        let store = Store::open_file(folder.join("broker.db"), migrations::broker).await?;
+        Ok(Self { store: Arc::new(store), folder })
+    }
+
+    async fn last(&self) -> Result<i64, Error> {
+        last(&self.store).await
+    }
+
+    fn reader(&self, pattern: &str, position: i64) -> Result<Reader, Error> {
+        Ok(Reader {
+            store: self.store.clone(),
+            pattern: pattern.to_owned(),
+            position,
+            changes: files::watch(&self.folder)?,
+        })
+    }
+}
+
+async fn last(store: &Store) -> Result<i64, Error> {
+    let last = log::Entity::find()
+        .select_only()
+        .column_as(log::Column::Seq.max(), "last")
+        .into_tuple::<Option<i64>>()
+        .one(store.read())
+        .await?;
+    Ok(last.flatten().unwrap_or_default())
+}
+
+#[async_trait]
+impl Broker for EmbeddedBroker {
+    async fn ensure(&self, topics: &[String]) -> Result<(), Error> {
+        let topics: Vec<_> = topics
+            .iter()
+            .map(|name| topic::ActiveModel { name: ActiveValue::Set(name.clone()) })
+            .collect();
+        self.store
+            .transaction(move |tx| {
+                Box::pin(async move {
+                    topic::Entity::insert_many(topics)
+                        .on_conflict_do_nothing()
+                        .exec_without_returning(tx)
+                        .await?;
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    async fn publish(&self, records: Vec<Record>, _: Duration) -> Vec<Result<(), Error>> {
+        let count = records.len();
+        let published = self.store.transaction(move |tx| {
+            Box::pin(async move {
+                let mut rows = Vec::with_capacity(records.len());
+                for Record { topic, event } in records {
+                    let attributes = serde_json::to_string(&event.attributes)
+                        .map_err(|why| Error::Event(why.to_string()))?;
+                    rows.push(log::ActiveModel {
+                        seq: ActiveValue::NotSet,
+                        topic: ActiveValue::Set(topic),
+                        attributes: ActiveValue::Set(attributes),
+                        data: ActiveValue::Set(event.data.to_vec()),
+                    });
+                }
+                while !rows.is_empty() {
+                    let rest = rows.split_off(rows.len().min(CHUNK));
+                    log::Entity::insert_many(rows).exec_without_returning(tx).await?;
+                    rows = rest;
+                }
+                Ok::<_, Error>(())
+            })
+        });
+        match published.await {
+            Ok(()) => (0..count).map(|_| Ok(())).collect(),
+            Err(why) => (0..count).map(|_| Err(Error::Broker(why.to_string()))).collect(),
+        }
+    }
+
+    async fn subscribe(&self, group: &str, pattern: &str) -> Result<Box<dyn Consumer>, Error> {
+        let reader = self.reader(pattern, 0)?;
+        let lock = self.folder.join("groups").join(format!("{group}.lock"));
+        Ok(Box::new(Member { reader, group: group.to_owned(), lock, held: None }))
+    }
+
+    async fn tail(&self, topic: &str, from: From) -> Result<Box<dyn Consumer>, Error> {
+        if topic::Entity::find_by_id(topic).one(self.store.read()).await?.is_none() {
+            return Err(Error::Broker(format!(
+                "there is no topic `{topic}`; `omni events topics` lists them"
+            )));
+        }
+        let position = match from {
+            From::Beginning => 0,
+            From::Now => self.last().await?,
+        };
+        Ok(Box::new(self.reader(topic, position)?))
+    }
+
+    async fn topics(&self) -> Result<Vec<TopicStatus>, Error> {
+        let counts: Vec<(String, i64)> = log::Entity::find()
+            .select_only()
+            .column(log::Column::Topic)
+            .column_as(log::Column::Seq.count(), "events")
+            .group_by(log::Column::Topic)
+            .into_tuple()
+            .all(self.store.read())
+            .await?;
+        let topics = topic::Entity::find().order_by_asc(topic::Column::Name);
+        let topics = topics.all(self.store.read()).await?.into_iter().map(|topic| {
+            let events = counts.iter().find(|(name, _)| *name == topic.name).map_or(0, |(_, n)| *n);
+            TopicStatus { name: topic.name, partitions: 1, events }
+        });
+        Ok(topics.collect())
+    }
+}
+
+/// Reads what matches a pattern from a place in the log on.
+struct Reader {
+    store: Arc<Store>,
+    pattern: String,
+    position: i64,
+    changes: files::Changes,
+}
+
+impl Reader {
+    fn matching(&self) -> Condition {
+        match self.pattern.strip_suffix('*') {
+            Some(prefix) => {
+                let matching = Condition::all().add(log::Column::Topic.starts_with(prefix));
+                if prefix.starts_with("dlq.") {
+                    matching
+                } else {
+                    matching.add(log::Column::Topic.not_like("dlq.%"))
+                }
+            }
+            None => Condition::all().add(log::Column::Topic.eq(&self.pattern)),
+        }
+    }
+}
+
+#[async_trait]
+impl Consumer for Reader {
+    async fn next(&mut self, limit: usize) -> Result<Vec<Delivery>, Error> {
+        loop {
+            // Asked before the rows: what comes in between is read next time.
+            let last = last(&self.store).await?;
+            if last > self.position {
+                let rows = log::Entity::find()
+                    .filter(self.matching())
+                    .filter(log::Column::Seq.gt(self.position))
+                    .filter(log::Column::Seq.lte(last))
+                    .order_by_asc(log::Column::Seq)
+                    .limit(limit as u64)
+                    .all(self.store.read())
+                    .await?;
+                self.position = match rows.last() {
+                    Some(row) if rows.len() == limit => row.seq,
+                    _ => last,
+                };
+                if !rows.is_empty() {
+                    return Ok(rows.into_iter().map(delivery).collect());
+                }
+            }
+            self.changes.changed().await;
+        }
+    }
+
+    async fn commit(&mut self, _: &[Delivery]) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+fn delivery(row: log::Model) -> Delivery {
+    let event = match serde_json::from_str(&row.attributes) {
+        Ok(attributes) => Ok(Event { attributes, data: row.data.into() }),
+        Err(why) => Err(Undecodable { why: why.to_string(), data: row.data.into() }),
+    };
+    Delivery { topic: row.topic, partition: 0, offset: row.seq, event }
+}
+
+/// A member of a group; it reads while it holds the group's lock.
+struct Member {
+    reader: Reader,
+    group: String,
+    lock: PathBuf,
+    held: Option<std::fs::File>,
+}
+
+#[async_trait]
+impl Consumer for Member {
+    async fn next(&mut self, limit: usize) -> Result<Vec<Delivery>, Error> {
+        while self.held.is_none() {
+            self.held = files::try_lock(&self.lock)?;
+            if self.held.is_none() {
+                tokio::time::sleep(TAKE_OVER).await;
+                continue;
+            }
+            let done =
+                offset::Entity::find_by_id(&self.group).one(self.reader.store.read()).await?;
+            self.reader.position = done.map_or(0, |done| done.seq);
+        }
+        self.reader.next(limit).await
+    }
+
+    async fn commit(&mut self, deliveries: &[Delivery]) -> Result<(), Error> {
+        let Some(last) = deliveries.iter().map(|delivery| delivery.offset).max() else {
+            return Ok(());
+        };
+        let row = offset::ActiveModel {
+            group_name: ActiveValue::Set(self.group.clone()),
+            seq: ActiveValue::Set(last),
+        };
+        self.reader
+            .store
+            .transaction(move |tx| {
+                Box::pin(async move {
+                    let update = OnConflict::column(offset::Column::GroupName)
+                        .update_column(offset::Column::Seq)
+                        .to_owned();
+                    offset::Entity::insert(row)
+                        .on_conflict(update)
+                        .exec_without_returning(tx)
+                        .await?;
+                    Ok(())
+                })
+            })
+            .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, path::Path};
+
+    use chrono::Utc;
+
+    use super::*;
+    use crate::events::Attributes;
+
+    async fn open(data: &Path) -> EmbeddedBroker {
+        let flags = [("data", data.display().to_string())];
+        let config = Config::from_sources(None, HashMap::new(), &flags).unwrap();
+        EmbeddedBroker::open(&config).await.unwrap()
+    }
+
+    fn record(topic: &str, id: &str) -> Record {
+        let attributes = Attributes {
+            id: id.into(),
+            source: "/s".into(),
+            kind: "t".into(),
+            subject: String::new(),
+            time: Utc::now(),
+            datacontenttype: "text/plain".into(),
+            dataschema: String::new(),
+            correlationid: "c".into(),
+            causationid: String::new(),
+            traceparent: String::new(),
+            extensions: Default::default(),
+        };
+        Record {
+            topic: topic.into(),
+            event: Event { attributes, data: id.as_bytes().to_vec().into() },
+        }
+    }
+
+    async fn publish(broker: &EmbeddedBroker, topic: &str, ids: &[&str]) {
+        broker.ensure(&[topic.to_owned()]).await.unwrap();
+        let records = ids.iter().map(|id| record(topic, id)).collect();
+        let results = broker.publish(records, Duration::from_secs(5)).await;
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+    }
+
+    async fn next(consumer: &mut dyn Consumer) -> (Vec<String>, Vec<Delivery>) {
+        let deliveries = tokio::time::timeout(Duration::from_secs(5), consumer.next(100));
+        let deliveries = deliveries.await.expect("something comes").unwrap();
+        let id = |d: &Delivery| d.event.as_ref().unwrap().attributes.id.clone();
+        (deliveries.iter().map(id).collect(), deliveries)
+    }
+
+    #[tokio::test]
+    async fn a_group_reads_in_order_across_processes_and_goes_on_where_it_was() {
+        let data = tempfile::tempdir().unwrap();
+        let (one, other) = (open(data.path()).await, open(data.path()).await);
+        let mut first = other.subscribe("g", "hooks.*").await.unwrap();
+        publish(&one, "hooks.a", &["1", "2"]).await;
+        publish(&one, "other", &["x"]).await;
+        publish(&one, "hooks.b", &["3"]).await;
+        let mut seen = vec![];
+        while seen.len() < 3 {
+            let (ids, deliveries) = next(first.as_mut()).await;
+            seen.extend(ids);
+            if seen.len() < 3 {
+                first.commit(&deliveries).await.unwrap();
+            } else {
+                first.commit(&deliveries[..deliveries.len() - 1]).await.unwrap();
+            }
+        }
+        assert_eq!(seen, ["1", "2", "3"]);
+
+        let mut second = one.subscribe("g", "hooks.*").await.unwrap();
+        let waits = tokio::time::timeout(Duration::from_millis(100), second.next(1)).await;
+        assert!(waits.is_err(), "one member reads at a time");
+        drop(first);
+        assert_eq!(next(second.as_mut()).await.0, ["3"], "what wasn't committed comes again");
+    }
+
+    #[tokio::test]
+    async fn a_prefix_never_matches_dead_letters() {
+        let data = tempfile::tempdir().unwrap();
+        let broker = open(data.path()).await;
+        publish(&broker, "dlq.hooks.a", &["dead"]).await;
+        publish(&broker, "hooks.a", &["1"]).await;
+        let mut all = broker.subscribe("all", "*").await.unwrap();
+        assert_eq!(next(all.as_mut()).await.0, ["1"]);
+        let mut dead = broker.subscribe("dead", "dlq.*").await.unwrap();
+        assert_eq!(next(dead.as_mut()).await.0, ["dead"]);
+    }
+
+    #[tokio::test]
+    async fn a_tail_begins_where_it_is_told_and_topics_are_counted() {
+        let data = tempfile::tempdir().unwrap();
+        let broker = open(data.path()).await;
+        assert!(broker.tail("hooks.a", From::Now).await.is_err());
+        publish(&broker, "hooks.a", &["1"]).await;
+        let mut now = broker.tail("hooks.a", From::Now).await.unwrap();
+        let mut all = broker.tail("hooks.a", From::Beginning).await.unwrap();
+        publish(&broker, "hooks.a", &["2"]).await;
+        assert_eq!(next(now.as_mut()).await.0, ["2"]);
+        assert_eq!(next(all.as_mut()).await.0, ["1", "2"]);
+        let topics = broker.topics().await.unwrap();
+        assert_eq!(topics, [TopicStatus { name: "hooks.a".into(), partitions: 1, events: 2 }]);
+    }
+}

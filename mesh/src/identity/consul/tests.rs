@@ -1,0 +1,93 @@
+//! The Connect authority against a fake agent.
+
+use std::collections::HashMap;
+
+use fake_consul::FakeConsul;
+
+use super::*;
+use crate::identity::tests::connect;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+fn authority(agent: &FakeConsul) -> ConnectAuthority {
+    let flags = [("registry", agent.url()), ("identity", "consul:".into())];
+    ConnectAuthority::new(&Config::from_sources(None, HashMap::new(), &flags).unwrap()).unwrap()
+}
+
+async fn assert_accepted(client: &Identity, server: &Identity) {
+    let service = server.id().name().to_owned();
+    let (connected, accepted) = connect(client, server, &service).await;
+    connected.expect("the client is content");
+    accepted.expect("the server is content");
+}
+
+#[tokio::test]
+async fn leafs_of_the_same_ca_let_each_other_in() {
+    let agent = FakeConsul::start().await;
+    let authority = authority(&agent);
+    let a = authority.identity("a").await.unwrap();
+    let b = authority.identity("b").await.unwrap();
+    assert_eq!((a.id().name(), b.id().name()), ("a", "b"));
+    assert!(a.id().trust_domain().ends_with(".consul"));
+    assert_accepted(&a, &b).await;
+}
+
+#[tokio::test]
+async fn a_rotated_root_brings_a_new_leaf_and_refuses_nobody() {
+    let agent = FakeConsul::start().await;
+    let authority = authority(&agent);
+    let mut a = authority.identity("a").await.unwrap();
+    // Stays with what it has: it hasn't heard of the rotation yet.
+    let before = authority.identity("b").await.unwrap().current();
+    let before = Identity::new(watch::channel(before).1);
+    let serial = a.current().serial.clone();
+
+    agent.rotate_root();
+    let both = agent.roots();
+    let renewed = async {
+        loop {
+            let now = a.current();
+            if now.serial != serial && both.iter().all(|root| now.roots_pem.contains(root.trim())) {
+                return;
+            }
+            a.changed().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, renewed).await.expect("a new leaf under both roots");
+    assert_accepted(&a, &before).await;
+    assert_accepted(&before, &a).await;
+    assert_accepted(&a, &authority.identity("c").await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn the_leaf_stays_in_use_while_consul_is_down() {
+    let mut agent = FakeConsul::start().await;
+    let authority = authority(&agent);
+    let mut a = authority.identity("a").await.unwrap();
+    agent.stop().await;
+    let changed = tokio::time::timeout(Duration::from_millis(300), a.changed());
+    assert!(changed.await.is_err(), "an outage is no change");
+    assert_accepted(&a, &a.clone()).await;
+    agent.rotate_root();
+    agent.restart().await;
+    let changed = tokio::time::timeout(DEADLINE, a.changed());
+    changed.await.expect("renewed once consul is back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_leaf_nothing_begins_and_the_error_says_what_to_do() {
+    let mut agent = FakeConsul::start().await;
+    agent.stop().await;
+    let error = authority(&agent).identity("a").await.unwrap_err().to_string();
+    for part in ["`a`", "ca/leaf/a", "connect { enabled = true }"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn it_needs_a_consul_registry() {
+    let flags = [("identity", "consul:".to_owned())];
+    let config = Config::from_sources(None, HashMap::new(), &flags).unwrap();
+    let error = crate::identity::authority(&config).err().unwrap().to_string();
+    assert!(error.contains("registry = \"consul://host:port\""), "{error}");
+}

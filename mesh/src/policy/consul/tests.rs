@@ -1,0 +1,143 @@
+//! The policy against a fake agent.
+
+use std::collections::HashMap;
+
+use fake_consul::FakeConsul;
+use serde_json::json;
+
+use super::*;
+use crate::{identity::SpiffeId, policy::Decision};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+const PATH: &str = "/p.S/M";
+
+fn config(agent: &FakeConsul, toml: &str) -> Config {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("omni.toml");
+    std::fs::write(&file, toml).unwrap();
+    let flags = [("registry", agent.url())];
+    Config::from_sources(Some(&file), HashMap::new(), &flags).unwrap()
+}
+
+fn decide(policy: &Policy, source: &str, destination: &str, path: &str) -> Decision {
+    let source = SpiffeId::of_service("d", source).unwrap();
+    policy.intentions.decide(&source, destination, path)
+}
+
+async fn until(watched: &mut watch::Receiver<Arc<Policy>>, holds: impl Fn(&Policy) -> bool) {
+    tokio::time::timeout(DEADLINE, watched.wait_for(|policy| holds(policy)))
+        .await
+        .expect("the policy never gets there")
+        .unwrap();
+}
+
+#[tokio::test]
+async fn an_intention_counts_from_the_moment_consul_has_it() {
+    let agent = FakeConsul::start().await;
+    let declared = [("a".to_owned(), "b".to_owned())];
+    let mut watched = crate::policy::policy(&config(&agent, ""), &declared).await.unwrap();
+    assert_eq!(decide(&watched.borrow(), "a", "b", PATH), Decision::Allowed);
+
+    agent.set_intention("a", "b", "deny");
+    until(&mut watched, |p| decide(p, "a", "b", PATH) == Decision::DeniedByIntention).await;
+    agent.delete_intention("a", "b");
+    until(&mut watched, |p| decide(p, "a", "b", PATH) == Decision::Allowed).await;
+}
+
+#[tokio::test]
+async fn consuls_intention_overrides_the_files_for_the_same_pair() {
+    let agent = FakeConsul::start().await;
+    agent.set_intention("a", "b", "deny");
+    let file = r#"
+        intentions = [
+            { source = "a", destination = "b", action = "allow" },
+            { source = "a", destination = "c", action = "allow" },
+        ]
+    "#;
+    let watched = watch_consul(&config(&agent, file), &[]).await.unwrap();
+    let policy = watched.borrow();
+    assert_eq!(decide(&policy, "a", "b", PATH), Decision::DeniedByIntention);
+    assert_eq!(decide(&policy, "a", "c", PATH), Decision::Allowed);
+}
+
+#[tokio::test]
+async fn permissions_are_decided_by_path() {
+    let agent = FakeConsul::start().await;
+    let permissions = json!([
+        { "Action": "deny", "HTTP": { "PathExact": "/p.S/Secret" } },
+        { "Action": "allow", "HTTP": { "PathPrefix": "/p.S/", "Methods": ["GET", "POST"] } },
+        { "Action": "allow", "HTTP": { "PathPrefix": "/", "Methods": ["GET"] } },
+    ]);
+    agent.set_permissions("a", "b", permissions);
+    let watched = watch_consul(&config(&agent, ""), &[]).await.unwrap();
+    let policy = watched.borrow();
+    assert_eq!(decide(&policy, "a", "b", "/p.S/Secret"), Decision::DeniedByIntention);
+    assert_eq!(decide(&policy, "a", "b", "/p.S/M"), Decision::Allowed);
+    // No gRPC call is a GET.
+    assert_eq!(decide(&policy, "a", "b", "/q.S/M"), Decision::DeniedByIntention);
+}
+
+#[tokio::test]
+async fn a_condition_that_is_not_known_fails_closed() {
+    let agent = FakeConsul::start().await;
+    let unknown = [
+        json!({ "PathRegex": "/p.*" }),
+        json!({ "PathPrefix": "/", "Header": [{ "Name": "x", "Exact": "y" }] }),
+        json!({ "PathPrefix": "/", "FromAConsulOfTomorrow": true }),
+    ];
+    for (n, http) in unknown.iter().enumerate() {
+        let allow_all = json!({ "Action": "allow", "HTTP": { "PathPrefix": "/" } });
+        let allow = json!([{ "Action": "allow", "HTTP": http }]);
+        agent.set_permissions("a", &format!("allow-{n}"), allow);
+        let deny = json!([{ "Action": "deny", "HTTP": http }, allow_all]);
+        agent.set_permissions("a", &format!("deny-{n}"), deny);
+    }
+    let jwt =
+        json!([{ "Action": "allow", "HTTP": { "PathPrefix": "/" }, "JWT": { "Providers": [{}] } }]);
+    agent.set_permissions("a", "jwt", jwt);
+    let watched = watch_consul(&config(&agent, ""), &[]).await.unwrap();
+    let policy = watched.borrow();
+    for n in 0..unknown.len() {
+        for destination in [format!("allow-{n}"), format!("deny-{n}")] {
+            let decision = decide(&policy, "a", &destination, "/z.S/M");
+            assert_eq!(decision, Decision::DeniedByIntention, "{destination}");
+        }
+    }
+    assert_eq!(decide(&policy, "a", "jwt", PATH), Decision::DeniedByIntention);
+}
+
+#[tokio::test]
+async fn routes_come_from_the_key_and_a_bad_document_changes_nothing() {
+    let agent = FakeConsul::start().await;
+    let file = "[routes.\"/p.S/A\"]\ntimeout = \"1s\"\n[routes.\"/p.S/B\"]\ntimeout = \"1s\"";
+    let mut watched = watch_consul(&config(&agent, file), &[]).await.unwrap();
+    let timeout = |policy: &Policy, path: &str| policy.routes.get(path).and_then(|r| r.timeout);
+    assert_eq!(timeout(&watched.borrow(), "/p.S/A"), Some(Duration::from_secs(1)));
+
+    agent.set_key(ROUTES, "[routes.\"/p.S/A\"]\ntimeout = \"2s\"");
+    until(&mut watched, |p| timeout(p, "/p.S/A") == Some(Duration::from_secs(2))).await;
+    assert_eq!(timeout(&watched.borrow(), "/p.S/B"), Some(Duration::from_secs(1)));
+
+    for bad in ["[routes", "[rotues]", "[routes.\"/p.S/A\"]\ntimeout = 3"] {
+        watched.mark_unchanged();
+        agent.set_key(ROUTES, bad);
+        tokio::time::timeout(DEADLINE, watched.changed()).await.expect(bad).unwrap();
+        assert_eq!(timeout(&watched.borrow(), "/p.S/A"), Some(Duration::from_secs(2)), "{bad}");
+    }
+    agent.delete_key(ROUTES);
+    until(&mut watched, |p| timeout(p, "/p.S/A") == Some(Duration::from_secs(1))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn until_consul_has_told_its_intentions_every_call_is_denied() {
+    let mut agent = FakeConsul::start().await;
+    agent.stop().await;
+    let declared = [("a".to_owned(), "b".to_owned())];
+    let mut watched = watch_consul(&config(&agent, ""), &declared).await.unwrap();
+    for source in ["a", "operator"] {
+        assert_eq!(decide(&watched.borrow(), source, "b", PATH), Decision::DeniedByIntention);
+    }
+    tokio::time::resume();
+    agent.restart().await;
+    until(&mut watched, |p| decide(p, "a", "b", PATH).is_allowed()).await;
+}

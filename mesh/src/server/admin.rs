@@ -1,0 +1,75 @@
+//! The admin port of a process: gRPC health for Consul, `/livez`, `/readyz` and
+//! `/metrics`. Loopback unless configured otherwise.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use axum::{Json, Router, extract::State, response::IntoResponse, routing::get};
+use http::StatusCode;
+use tonic::service::Routes;
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use super::App;
+use crate::{Error, telemetry::Telemetry};
+
+/// Which services of this process are ready.
+#[derive(Clone)]
+pub struct Readiness {
+    health: HealthReporter,
+    services: Arc<RwLock<BTreeMap<String, bool>>>,
+}
+
+impl Readiness {
+    /// Says whether `service` is ready, to gRPC health and to `/readyz`.
+    pub async fn set(&self, service: &str, ready: bool) {
+        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        self.health.set_service_status(service, status).await;
+        let all = {
+            let mut services = self.services.write().unwrap_or_else(PoisonError::into_inner);
+            services.insert(service.to_owned(), ready);
+            services.values().all(|ready| *ready)
+        };
+        let all = if all { ServingStatus::Serving } else { ServingStatus::NotServing };
+        self.health.set_service_status("", all).await;
+    }
+
+    fn of_all(&self) -> BTreeMap<String, bool> {
+        self.services.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What is served on the admin port.
+pub struct Admin {
+    /// To say which services are ready.
+    pub readiness: Readiness,
+    /// To be served with [`super::serve`].
+    pub app: App,
+}
+
+impl Admin {
+    /// An admin port that shows `telemetry`'s metrics.
+    pub fn new(telemetry: Arc<Telemetry>) -> Self {
+        let (health, server) = tonic_health::server::health_reporter();
+        let readiness = Readiness { health, services: Arc::default() };
+        let pages = Router::new()
+            .route("/livez", get(|| async { "alive\n" }))
+            .route("/readyz", get(readyz).with_state(readiness.clone()))
+            .route("/metrics", get(metrics).with_state(telemetry));
+        let router = Routes::new(server).prepare().into_axum_router().merge(pages);
+        Self { readiness, app: super::app(router) }
+    }
+}
+
+async fn readyz(State(readiness): State<Readiness>) -> impl IntoResponse {
+    let services = readiness.of_all();
+    let ready = !services.is_empty() && services.values().all(|ready| *ready);
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(services))
+}
+
+async fn metrics(State(telemetry): State<Arc<Telemetry>>) -> Result<String, (StatusCode, String)> {
+    let failed = |why: Error| (StatusCode::INTERNAL_SERVER_ERROR, why.to_string());
+    telemetry.prometheus().map_err(failed)
+}

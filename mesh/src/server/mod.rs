@@ -1,0 +1,95 @@
+//! The one inbound stack: accept, authenticate, limit, trace, intercept,
+//! authorise.
+
+mod admin;
+mod authorize;
+mod context;
+mod listener;
+
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    task::{Context as TaskContext, Poll},
+};
+
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use tokio::sync::{mpsc, watch};
+use tonic::{Status, body::Body, service::Routes};
+use tower::{Service, ServiceBuilder, ServiceExt, layer::layer_fn, util::BoxCloneSyncService};
+
+pub use self::{
+    admin::{Admin, Readiness},
+    authorize::Denial,
+    listener::{Remote, Security, serve},
+};
+use self::{authorize::Authorize, context::Context};
+use crate::{
+    intercept::{Intercept, Interceptors},
+    policy::Policy,
+};
+
+/// What is served on a port.
+pub type App = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+/// The whole inbound stack of the service `me` around its `routes`. What is
+/// denied is told to `denials` as well.
+pub fn stack(
+    me: &str,
+    routes: Routes,
+    policy: watch::Receiver<Arc<Policy>>,
+    interceptors: Interceptors,
+    denials: mpsc::Sender<Denial>,
+) -> App {
+    let me: Arc<str> = me.into();
+    let (for_context, for_intercept) = (me.clone(), me.clone());
+    let stack = ServiceBuilder::new()
+        // Outermost: whatever fails inside leaves as a gRPC status.
+        .layer(layer_fn(|inner| Answer { inner }))
+        // Next: all that follows can ask who calls, until when, in which trace.
+        .layer(layer_fn(move |inner| Context::new(inner, for_context.clone())))
+        // Outside of the decision: interceptors see what is denied as well.
+        .layer(layer_fn(move |inner| {
+            Intercept::inbound(inner, for_intercept.clone(), interceptors.clone())
+        }))
+        // Innermost: nothing of a denied request reaches a handler.
+        .layer(layer_fn(move |inner| {
+            Authorize::new(inner, me.clone(), policy.clone(), denials.clone())
+        }))
+        .service(ServiceExt::<Request<Body>>::map_err(routes, |never: Infallible| match never {}));
+    BoxCloneSyncService::new(stack)
+}
+
+/// An axum router as what is served on a port.
+pub fn app(router: axum::Router) -> App {
+    BoxCloneSyncService::new(ServiceExt::<Request<Body>>::map_response(
+        router,
+        |response: Response<axum::body::Body>| response.map(Body::new),
+    ))
+}
+
+/// Turns a status into the answer that carries it.
+#[derive(Clone)]
+struct Answer<S> {
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for Answer<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Status>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
+        // The stack is always ready: its limits are the listener's.
+        self.inner.poll_ready(cx).map(|_| Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let answer = self.inner.call(request);
+        Box::pin(async move { Ok(answer.await.unwrap_or_else(Status::into_http)) })
+    }
+}

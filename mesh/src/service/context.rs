@@ -1,0 +1,85 @@
+//! What the kernel gives a service to work with.
+
+use std::{future::Future, sync::Arc};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    Error,
+    client::{Channel, Client},
+    config::Config,
+    events::{Handler, Outbox, Subscriber, broker::Broker},
+    store::Store,
+};
+
+/// One service's part of its process.
+pub struct Context {
+    pub(super) name: &'static str,
+    pub(super) config: Arc<Config>,
+    pub(super) client: Client,
+    pub(super) outbox: Option<Outbox>,
+    pub(super) broker: Arc<dyn Broker>,
+    pub(super) tasks: TaskTracker,
+    pub(super) draining: CancellationToken,
+    pub(super) stopping: CancellationToken,
+}
+
+impl Context {
+    /// The configuration of the process.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The way to call `service`; its instances needn't be there yet.
+    ///
+    /// # Errors
+    /// When the registry can't be watched.
+    pub async fn channel(&self, service: &str) -> Result<Channel, Error> {
+        self.client.channel(service).await
+    }
+
+    /// The service's outbox.
+    ///
+    /// # Errors
+    /// When the service's descriptor has no migrations: it owns no data.
+    pub fn outbox(&self) -> Result<&Outbox, Error> {
+        self.outbox
+            .as_ref()
+            .ok_or_else(|| Error::Store(format!("{} declares no migrations", self.name)))
+    }
+
+    /// The service's database.
+    ///
+    /// # Errors
+    /// As [`Context::outbox`].
+    pub fn store(&self) -> Result<&Arc<Store>, Error> {
+        Ok(self.outbox()?.store())
+    }
+
+    /// Consumes the topics that match `pattern` until the service stops.
+    ///
+    /// # Errors
+    /// As [`Context::outbox`]: the inbox is in the service's database.
+    pub fn subscribe(&self, pattern: &str, handler: Arc<dyn Handler>) -> Result<(), Error> {
+        let outbox = self.outbox()?.clone();
+        let subscriber = Subscriber::new(self.name, pattern, handler, outbox, self.broker.clone());
+        self.spawn(subscriber.run(self.stopping.clone()));
+        Ok(())
+    }
+
+    /// Spawns a task that the service's end waits for. It must watch
+    /// [`Context::stopping`].
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
+    /// Cancelled when the service begins to drain: open streams end now.
+    pub fn draining(&self) -> CancellationToken {
+        self.draining.clone()
+    }
+
+    /// Cancelled when nothing is in flight any more: tasks end now.
+    pub fn stopping(&self) -> CancellationToken {
+        self.stopping.clone()
+    }
+}

@@ -1,0 +1,78 @@
+//! What a service is, and its life: migrate, start, ready, drain, stop.
+//!
+//! ```text
+//!  started ──▶ ready ──▶ draining ──▶ stopped
+//!     │                                  ▲
+//!     └────────── can't start ───────────┘
+//! ```
+//!
+//! Draining goes in this order, so that no call fails: unready, deregistered,
+//! what is in flight finished, the outbox flushed, stopped.
+
+mod context;
+mod denials;
+mod lifecycle;
+mod process;
+mod run;
+
+use async_trait::async_trait;
+use tonic::service::Routes;
+
+pub use self::{
+    context::Context,
+    process::{Process, Progress, Stage},
+};
+use crate::{Error, events::Bodies, store::Migrations};
+
+/// A service, as the kernel sees it.
+#[async_trait]
+pub trait Service: Send + Sync + 'static {
+    /// What it is. Asked before anything is started, for all services.
+    fn descriptor(&self) -> Descriptor;
+
+    /// Builds what it serves, and spawns its tasks by the context. It isn't
+    /// reachable before this returns.
+    ///
+    /// # Errors
+    /// When it can't work; the process says so and stops.
+    async fn start(&self, context: &Context) -> Result<Surface, Error>;
+}
+
+/// What a service is.
+#[derive(Clone, Debug)]
+pub struct Descriptor {
+    /// Its name: 1 to 63 of `a-z`, `0-9` and `-`; its identity, and its key in
+    /// the configuration.
+    pub name: &'static str,
+    /// Its semantic version.
+    pub version: &'static str,
+    /// The services it calls: these calls are allowed unless an intention says
+    /// otherwise.
+    pub dependencies: &'static [&'static str],
+    /// The gRPC services it serves, by the generated `SERVICE_NAME`s.
+    pub grpc_services: &'static [&'static str],
+    /// What else it can do, such as `http`.
+    pub capabilities: &'static [&'static str],
+    /// Its schema; `None` where it owns no data.
+    pub migrations: Option<Migrations>,
+    /// Where it stores the bodies of its events itself.
+    pub bodies: Option<Bodies>,
+}
+
+/// What a service serves.
+pub enum Surface {
+    /// gRPC on a mesh port.
+    Grpc(Routes),
+    /// HTTP for the outside.
+    Http(axum::Router),
+}
+
+impl Descriptor {
+    /// The Protobuf packages it serves.
+    pub fn packages(&self) -> Vec<String> {
+        let packages = self.grpc_services.iter().filter_map(|service| service.rsplit_once('.'));
+        let mut packages: Vec<String> = packages.map(|(package, _)| package.to_owned()).collect();
+        packages.dedup();
+        packages
+    }
+}

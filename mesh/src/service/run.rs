@@ -1,0 +1,253 @@
+//! One service's life in a process.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use api::lifecycle::v1::ServiceState;
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Context, Descriptor, Process, Progress, Service, Stage, Surface, denials,
+    lifecycle::{self, Lifecycle, Way},
+    process::bind,
+};
+use crate::{
+    Error,
+    client::Client,
+    config::Config,
+    events::{Outbox, Relay},
+    identity::Identity,
+    registry::Instance,
+    server::{self, App, Security},
+    store::Store,
+};
+
+/// The part of the drain's time that is kept for flushing the outbox.
+const FLUSH_SHARE: u32 = 4;
+
+/// Runs `service` until `stop`, and drains it.
+pub(super) async fn run(
+    process: &Process,
+    service: &dyn Service,
+    progress: &Progress,
+    stop: CancellationToken,
+) -> Result<(), Error> {
+    let descriptor = service.descriptor();
+    progress(descriptor.name, Stage::Starting);
+    let running = Running::start(process, service, descriptor.clone(), progress).await?;
+    stop.cancelled().await;
+    running.drain(process, progress).await;
+    progress(descriptor.name, Stage::Stopped);
+    Ok(())
+}
+
+struct Running {
+    name: &'static str,
+    context: Context,
+    lifecycle: Lifecycle,
+    registration: crate::registry::Registration,
+    address: SocketAddr,
+    server: tokio::task::JoinHandle<()>,
+    stop_server: CancellationToken,
+    relay: TaskTracker,
+    stop_relay: CancellationToken,
+}
+
+impl Running {
+    async fn start(
+        process: &Process,
+        service: &dyn Service,
+        descriptor: Descriptor,
+        progress: &Progress,
+    ) -> Result<Self, Error> {
+        let config = &process.config;
+        let name = descriptor.name;
+        let identity = process.authority.identity(name).await?;
+        let outbox = match descriptor.migrations {
+            Some(migrations) => {
+                let store = Arc::new(Store::open(config, name, migrations).await?);
+                Some(Outbox::open(store, descriptor.bodies, config.outbox.limit).await?)
+            }
+            None => None,
+        };
+        let (stop_relay, relay) = (CancellationToken::new(), TaskTracker::new());
+        let (broker, flush) = (process.broker.clone(), flush_time(config));
+        let way = match &outbox {
+            Some(outbox) => {
+                let relaying = Relay::new(name, outbox.clone(), broker);
+                relay.spawn(relaying.run(stop_relay.clone(), flush));
+                Way::Outbox(outbox.clone())
+            }
+            None => {
+                let (way, telling) = lifecycle::queue(name, broker, stop_relay.clone(), flush);
+                relay.spawn(telling);
+                way
+            }
+        };
+        relay.close();
+        let instance = format!("{name}-{}", uuid::Uuid::now_v7().simple());
+        let version = descriptor.version;
+        let lifecycle = Lifecycle { service: name, instance: instance.clone(), version, way };
+        lifecycle.tell(ServiceState::Started, "").await;
+        let context = Context {
+            name,
+            config: config.clone(),
+            client: Client::new(
+                identity.clone(),
+                process.registry.clone(),
+                process.policy.clone(),
+                process.interceptors.clone(),
+            ),
+            outbox,
+            broker: process.broker.clone(),
+            tasks: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            stopping: CancellationToken::new(),
+        };
+        let surface = service.start(&context).await?;
+        let listener = bind(name, (config.bind, config.port(name)).into()).await?;
+        let bound = listener.local_addr().map_err(Error::file("the mesh port"))?;
+        let address = (advertised(config)?, bound.port()).into();
+        let stop_server = CancellationToken::new();
+        let server = serve(process, &context, identity, surface, listener, stop_server.clone())?;
+
+        process.readiness.set(name, true).await;
+        let registration = process
+            .registry
+            .register(Instance {
+                id: instance,
+                service: name.to_owned(),
+                address,
+                admin: Some((advertised_admin(config)?, process.admin_address.port()).into()),
+                version: descriptor
+                    .version
+                    .parse()
+                    .map_err(|why| Error::Registry(format!("{name}'s version: {why}")))?,
+                packages: descriptor.packages(),
+                capabilities: descriptor.capabilities.iter().map(|c| (*c).to_owned()).collect(),
+                healthy: true,
+            })
+            .await?;
+        lifecycle.tell(ServiceState::Ready, &address.to_string()).await;
+        tracing::info!(service = name, %address, "ready");
+        progress(name, Stage::Ready(address));
+        Ok(Self {
+            name,
+            context,
+            lifecycle,
+            registration,
+            address,
+            server,
+            stop_server,
+            relay,
+            stop_relay,
+        })
+    }
+
+    async fn drain(self, process: &Process, progress: &Progress) {
+        let address = self.address.to_string();
+        progress(self.name, Stage::Draining);
+        tracing::info!(service = self.name, "draining");
+        process.readiness.set(self.name, false).await;
+        self.lifecycle.tell(ServiceState::Draining, &address).await;
+        self.registration.deregister().await;
+
+        self.context.draining.cancel();
+        self.stop_server.cancel();
+        if let Err(why) = self.server.await {
+            tracing::error!(service = self.name, %why, "the server ended badly");
+        }
+
+        self.context.stopping.cancel();
+        self.context.tasks.close();
+        let tasks = self.context.tasks.wait();
+        if tokio::time::timeout(flush_time(&process.config), tasks).await.is_err() {
+            tracing::warn!(service = self.name, "tasks are left behind");
+        }
+        self.lifecycle.tell(ServiceState::Stopped, &address).await;
+        self.stop_relay.cancel();
+        self.relay.wait().await;
+        if let Some(outbox) = &self.context.outbox {
+            outbox.store().close().await;
+        }
+        tracing::info!(service = self.name, "stopped");
+    }
+}
+
+/// Puts the surface on its port.
+fn serve(
+    process: &Process,
+    context: &Context,
+    identity: Identity,
+    surface: Surface,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> Result<tokio::task::JoinHandle<()>, Error> {
+    let (security, app) = match surface {
+        Surface::Grpc(routes) => {
+            let (denials, denied) = mpsc::channel(denials::QUEUE);
+            context.spawn(denials::publish(
+                context.name.into(),
+                denied,
+                context.outbox()?.clone(),
+                context.stopping(),
+            ));
+            let reflection = tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(api::DESCRIPTORS)
+                .build_v1()
+                .map_err(|why| Error::Registry(format!("reflection: {why}")))?;
+            let app = server::stack(
+                context.name,
+                routes.add_service(reflection),
+                process.policy.clone(),
+                process.interceptors.clone(),
+                denials,
+            );
+            (Security::Mesh(identity), app)
+        }
+        Surface::Http(router) => (Security::Edge, server::app(router)),
+    };
+    let limits = context.config.limits.clone();
+    let grace = context.config.drain_timeout - flush_time(&context.config);
+    Ok(tokio::spawn(serve_app(listener, security, limits, app, stop, grace)))
+}
+
+async fn serve_app(
+    listener: TcpListener,
+    security: Security,
+    limits: crate::config::LimitsConfig,
+    app: App,
+    stop: CancellationToken,
+    grace: Duration,
+) {
+    server::serve(listener, security, &limits, app, stop, grace).await;
+}
+
+fn flush_time(config: &Config) -> Duration {
+    config.drain_timeout / FLUSH_SHARE
+}
+
+fn advertised(config: &Config) -> Result<IpAddr, Error> {
+    told(config, config.bind, "bind")
+}
+
+fn advertised_admin(config: &Config) -> Result<IpAddr, Error> {
+    told(config, config.admin_bind, "admin_bind")
+}
+
+/// The address that others are told for one that is bound.
+fn told(config: &Config, bound: IpAddr, key: &str) -> Result<IpAddr, Error> {
+    match config.advertise {
+        Some(address) if !bound.is_loopback() => Ok(address),
+        _ if bound.is_unspecified() => Err(Error::setting(
+            key,
+            bound.to_string(),
+            "others can't connect to it; set `advertise` to the address they can",
+        )),
+        _ => Ok(bound),
+    }
+}

@@ -1,0 +1,160 @@
+//! A service's own database: a write handle that commits in groups, and a read
+//! handle. SQLite keeps a file per service, PostgreSQL a schema.
+
+mod batch;
+mod open;
+mod writer;
+
+use std::path::PathBuf;
+
+use futures::future::BoxFuture;
+use sea_orm::{
+    ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, DbBackend, Statement,
+};
+use tokio::sync::watch;
+
+use self::writer::Writer;
+pub(crate) use self::writer::end_savepoint;
+pub use self::{
+    batch::{Batch, Batcher},
+    open::Migrations,
+};
+use crate::{Error, config::Config, files};
+
+/// A service's database, open and migrated.
+pub struct Store {
+    read: DatabaseConnection,
+    writer: Writer,
+    lead: Lead,
+}
+
+/// How one process of several on one database is made the leader.
+enum Lead {
+    /// By a lock on a file beside the database.
+    File(PathBuf),
+    /// By an advisory lock of a connection of its own.
+    Postgres { url: String, schema: String },
+}
+
+/// Proof of leading; gives it up when dropped. It ends with the process, or
+/// with the connection.
+pub(crate) enum Leadership {
+    File(#[allow(dead_code, reason = "its lock is what is held")] std::fs::File),
+    Postgres(DatabaseConnection),
+}
+
+impl Store {
+    /// Opens the database of `service`, makes it where there is none, and
+    /// brings it up to date, under a lock: several processes may start at once.
+    ///
+    /// # Errors
+    /// When the database can't be reached, opened or migrated.
+    pub async fn open(
+        config: &Config,
+        service: &str,
+        migrations: Migrations,
+    ) -> Result<Self, Error> {
+        let url = config.database_url();
+        let (read, write, lead) = match url.split_once(':') {
+            Some(("sqlite", folder)) => {
+                let folder = match folder {
+                    "" => config.data.join("db"),
+                    folder => PathBuf::from(folder),
+                };
+                files::make_folder(&folder)?;
+                return Self::open_file(folder.join(format!("{service}.db")), migrations).await;
+            }
+            Some(("postgres" | "postgresql", _)) => {
+                let schema = service.replace('-', "_");
+                let (read, write) = open::postgres(url, &schema, migrations).await?;
+                (read, write, Lead::Postgres { url: url.to_owned(), schema })
+            }
+            _ => {
+                return Err(Error::setting(
+                    "database",
+                    "********",
+                    "expected `sqlite:`, `sqlite:FOLDER` or `postgres://user@host:port/database`",
+                ));
+            }
+        };
+        Ok(Self { read, writer: Writer::start(write), lead })
+    }
+
+    /// Opens the SQLite database at `file`, whose folder is there.
+    ///
+    /// # Errors
+    /// When it can't be opened or migrated.
+    pub(crate) async fn open_file(file: PathBuf, migrations: Migrations) -> Result<Self, Error> {
+        let (read, write) = open::sqlite(&file, migrations).await?;
+        let lead = Lead::File(file.with_extension("relay.lock"));
+        Ok(Self { read, writer: Writer::start(write), lead })
+    }
+
+    /// For queries. They see what was committed, and don't wait for writes.
+    pub fn read(&self) -> &DatabaseConnection {
+        &self.read
+    }
+
+    /// Runs `work` in a savepoint of a transaction that it shares with whatever
+    /// waits at the moment. When this answers `Ok`, the work is durable; when it
+    /// answers an error, nothing of it was kept.
+    ///
+    /// # Errors
+    /// The work's own, or the database's.
+    pub async fn transaction<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+        F: for<'t> FnOnce(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>> + Send + 'static,
+    {
+        self.writer.transaction(work).await
+    }
+
+    /// A hot path of its own: items of one kind, written together.
+    pub fn batcher<B: Batch>(&self, batch: B) -> Batcher<B> {
+        Batcher::new(batch, self.writer.clone())
+    }
+
+    /// Counts the commits of this process: it changes with each.
+    pub fn commits(&self) -> watch::Receiver<u64> {
+        self.writer.commits()
+    }
+
+    /// Finishes what waits, and closes the database.
+    pub async fn close(&self) {
+        self.writer.stop().await;
+        // Nothing is unwritten; a pool that won't close says nothing of use.
+        let _ = self.read.clone().close().await;
+    }
+
+    /// Tries to become the one process that leads on this database.
+    ///
+    /// # Errors
+    /// When the database or its folder can't be used.
+    pub(crate) async fn try_lead(&self) -> Result<Option<Leadership>, Error> {
+        match &self.lead {
+            Lead::File(path) => Ok(files::try_lock(path)?.map(Leadership::File)),
+            Lead::Postgres { url, schema } => {
+                let connection = open::postgres_single(url, schema).await?;
+                let lock = Statement::from_sql_and_values(
+                    DbBackend::Postgres,
+                    "SELECT pg_try_advisory_lock(hashtext($1), hashtext('relay'))",
+                    [schema.into()],
+                );
+                let got = connection.query_one_raw(lock).await?;
+                let got = got.map(|row| row.try_get_by_index::<bool>(0)).transpose()?;
+                Ok((got == Some(true)).then_some(Leadership::Postgres(connection)))
+            }
+        }
+    }
+}
+
+impl Leadership {
+    /// Whether it still leads.
+    pub(crate) async fn holds(&self) -> bool {
+        match self {
+            Self::File(_) => true,
+            Self::Postgres(connection) => connection.ping().await.is_ok(),
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Opening and migrating databases.
+
+use std::{path::Path, time::Duration};
+
+use sea_orm::{
+    ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection, DbBackend, Statement,
+    sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous},
+};
+use sea_orm_migration::{MigrationTrait, MigratorTraitSelf};
+
+use crate::{Error, files};
+
+/// The migrations of a service, the kernel's first.
+pub type Migrations = fn() -> Vec<Box<dyn MigrationTrait>>;
+
+/// How long a statement waits for another process' write on SQLite.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long connecting, or waiting for a free connection, may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many queries run at once.
+const READERS: u32 = 4;
+
+struct Migrator(Migrations);
+
+impl MigratorTraitSelf for Migrator {
+    fn migrations(&self) -> Vec<Box<dyn MigrationTrait>> {
+        (self.0)()
+    }
+}
+
+/// Opens the SQLite database at `file` for reading and for writing.
+///
+/// WAL lets reads go on beside the one writer; `synchronous = FULL` makes each
+/// commit durable before it is answered.
+pub(crate) async fn sqlite(
+    file: &Path,
+    migrations: Migrations,
+) -> Result<(DatabaseConnection, DatabaseConnection), Error> {
+    let lock = file.with_extension("migrate.lock");
+    let _lock = tokio::task::spawn_blocking(move || files::lock(&lock))
+        .await
+        .map_err(|why| Error::Store(why.to_string()))??;
+    let options = |connections: u32| {
+        let mut options = options(&format!("sqlite://{}?mode=rwc", file.display()), connections);
+        options.map_sqlx_sqlite_opts(|sqlite| {
+            sqlite
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Full)
+                .busy_timeout(BUSY_TIMEOUT)
+                .foreign_keys(true)
+        });
+        options
+    };
+    let write = Database::connect(options(1)).await?;
+    Migrator(migrations).up(&write, None).await?;
+    let read = Database::connect(options(READERS)).await?;
+    Ok((read, write))
+}
+
+/// Opens `schema` of the PostgreSQL database at `url` for reading and writing.
+pub(super) async fn postgres(
+    url: &str,
+    schema: &str,
+    migrations: Migrations,
+) -> Result<(DatabaseConnection, DatabaseConnection), Error> {
+    let migrate = postgres_single(url, schema).await?;
+    let statement =
+        |sql: &str| Statement::from_sql_and_values(DbBackend::Postgres, sql, [schema.into()]);
+    migrate
+        .execute_raw(statement("SELECT pg_advisory_lock(hashtext($1), hashtext('migrate'))"))
+        .await?;
+    // The schema's name is a service's: letters, digits and `_`.
+    migrate.execute_unprepared(&format!("CREATE SCHEMA IF NOT EXISTS {schema}")).await?;
+    Migrator(migrations).up(&migrate, None).await?;
+    // Closing the session gives the lock back.
+    migrate.close().await?;
+
+    let open = |connections: u32| {
+        let mut options = options(url, connections);
+        options.set_schema_search_path(schema);
+        Database::connect(options)
+    };
+    Ok((open(READERS).await?, open(1).await?))
+}
+
+/// One connection to `schema` that is never replaced by another: what its
+/// session holds is held as long as it answers.
+pub(super) async fn postgres_single(url: &str, schema: &str) -> Result<DatabaseConnection, Error> {
+    let mut options = options(url, 1);
+    options
+        .min_connections(1)
+        .idle_timeout(None::<Duration>)
+        .max_lifetime(None::<Duration>)
+        .set_schema_search_path(schema);
+    Ok(Database::connect(options).await?)
+}
+
+fn options(url: &str, connections: u32) -> ConnectOptions {
+    let mut options = ConnectOptions::new(url);
+    options
+        .max_connections(connections)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .acquire_timeout(CONNECT_TIMEOUT)
+        .sqlx_logging(false);
+    options
+}

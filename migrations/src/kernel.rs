@@ -1,0 +1,60 @@
+//! The tables that every schema gets: events on their way out, and marks of
+//! those that came in.
+
+use sea_orm_migration::{prelude::*, schema::*};
+
+/// Creates `outbox` and `inbox`.
+pub(crate) struct CreateOutboxAndInbox;
+
+impl MigrationName for CreateOutboxAndInbox {
+    fn name(&self) -> &'static str {
+        "m0001_kernel_create_outbox_and_inbox"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for CreateOutboxAndInbox {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager
+            .create_table(
+                Table::create()
+                    .table("outbox")
+                    // Never reused: a row's number says when it came.
+                    .col(big_integer("seq").primary_key().auto_increment())
+                    .col(string("topic"))
+                    .col(text("attributes"))
+                    // One of the two: the body itself, or the id of the row of the
+                    // service's own table that holds it.
+                    .col(binary_null("data"))
+                    .col(string_null("body_of"))
+                    .to_owned(),
+            )
+            .await?;
+        manager
+            .create_table(
+                Table::create()
+                    .table("inbox")
+                    .col(string("consumer"))
+                    .col(string("source"))
+                    .col(string("event_id"))
+                    .col(timestamp_with_time_zone("handled_at"))
+                    .primary_key(Index::create().col("consumer").col("source").col("event_id"))
+                    .to_owned(),
+            )
+            .await?;
+        // The inbox is cleaned by age.
+        manager
+            .create_index(
+                Index::create()
+                    .name("inbox_handled_at")
+                    .table("inbox")
+                    .col("handled_at")
+                    .to_owned(),
+            )
+            .await
+    }
+}

@@ -1,0 +1,21 @@
+//! Writes the trail: an entry for each event.
+
+use async_trait::async_trait;
+use mesh::events::{Event, Handler};
+use sea_orm::DatabaseTransaction;
+
+use crate::{entry, store};
+
+pub(crate) struct Trail;
+
+#[async_trait]
+impl Handler for Trail {
+    async fn handle(
+        &self,
+        tx: &DatabaseTransaction,
+        topic: &str,
+        event: &Event,
+    ) -> Result<(), mesh::Error> {
+        store::insert(tx, topic, event, entry::read(event)?).await
+    }
+}

@@ -1,0 +1,16 @@
+//! The suite on everything that needs nothing installed: embedded in one
+//! process, embedded in three, and on fakes that speak the real protocols.
+
+mod suite;
+
+mod embedded_up {
+    crate::suite::on!(tests::Layout::Up);
+}
+
+mod embedded_serve {
+    crate::suite::on!(tests::Layout::Serve);
+}
+
+mod fakes {
+    crate::suite::on!(tests::Layout::Fakes);
+}

@@ -1,0 +1,167 @@
+//! What the agent knows, and the index at which each part last changed.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use serde_json::{Value, json};
+
+use crate::ca::ConnectCa;
+
+/// A part of the state that is watched as a whole. A real Consul's indexes are
+/// as coarse, or finer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Topic {
+    Services,
+    Intentions,
+    Keys,
+    Leafs,
+    Roots,
+}
+
+/// Everything the agent knows.
+pub(crate) struct State {
+    /// Counts all changes.
+    index: u64,
+    changed: BTreeMap<Topic, u64>,
+    /// How often the indexes began anew.
+    pub(crate) epoch: u64,
+    pub(crate) ca: ConnectCa,
+    /// Leafs by service, in the form of the API.
+    pub(crate) leafs: BTreeMap<String, Value>,
+    /// What instances registered, by id, with the status of their check.
+    pub(crate) services: BTreeMap<String, Value>,
+    pub(crate) intentions: BTreeMap<(String, String), Value>,
+    /// Keys, in the form of the API.
+    keys: BTreeMap<String, Value>,
+    pub(crate) token: Option<String>,
+}
+
+impl State {
+    pub(crate) fn new() -> Self {
+        Self {
+            index: 10,
+            changed: BTreeMap::new(),
+            epoch: 0,
+            ca: ConnectCa::new(),
+            leafs: BTreeMap::new(),
+            services: BTreeMap::new(),
+            intentions: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            token: None,
+        }
+    }
+
+    /// The index at which `topic` last changed; never 0.
+    pub(crate) fn index(&self, topic: Topic) -> u64 {
+        self.changed.get(&topic).copied().unwrap_or(1)
+    }
+
+    pub(crate) fn touch(&mut self, topic: Topic) {
+        self.index += 1;
+        self.changed.insert(topic, self.index);
+    }
+
+    pub(crate) fn reset_index(&mut self) {
+        self.index = 1;
+        self.changed.clear();
+        self.epoch += 1;
+    }
+
+    pub(crate) fn register(&mut self, mut service: Value) {
+        let name = service["Name"].clone();
+        if service["ID"].as_str().is_none_or(str::is_empty) {
+            service["ID"] = name;
+        }
+        let id = service["ID"].as_str().unwrap_or_default().to_owned();
+        self.services.insert(id, service);
+        self.touch(Topic::Services);
+    }
+
+    pub(crate) fn deregister(&mut self, id: &str) {
+        self.services.remove(id);
+        self.touch(Topic::Services);
+    }
+
+    pub(crate) fn set_health(&mut self, id: &str, status: &str) {
+        if let Some(service) = self.services.get_mut(id) {
+            service["Check"]["Status"] = status.into();
+        }
+        self.touch(Topic::Services);
+    }
+
+    /// The instances of `name` in the form of `health/service`.
+    pub(crate) fn health(&self, name: &str, connect_only: bool) -> Value {
+        let entries = self
+            .services
+            .values()
+            .filter(|s| s["Name"] == name)
+            .filter(|s| !connect_only || s["Connect"]["Native"] == true);
+        entries.map(entry).collect()
+    }
+
+    /// The names of all services with their tags.
+    pub(crate) fn catalog(&self) -> Value {
+        let mut names = json!({ "consul": [] });
+        for service in self.services.values() {
+            let tags = service["Tags"].as_array().cloned().unwrap_or_default();
+            names[service["Name"].as_str().unwrap_or_default()] = tags.into();
+        }
+        names
+    }
+
+    /// The leaf of `name`, made where there is none.
+    pub(crate) fn leaf(&mut self, name: &str) -> Value {
+        if let Some(leaf) = self.leafs.get(name) {
+            return leaf.clone();
+        }
+        let leaf = self.ca.leaf(name);
+        self.leafs.insert(name.to_owned(), leaf.clone());
+        leaf
+    }
+
+    pub(crate) fn key(&self, key: &str) -> Option<Value> {
+        self.keys.get(key).map(|pair| json!([pair]))
+    }
+
+    pub(crate) fn set_key(&mut self, key: &str, value: &[u8]) {
+        self.touch(Topic::Keys);
+        let pair = json!({
+            "LockIndex": 0,
+            "Key": key,
+            "Flags": 0,
+            "Value": base64::engine::general_purpose::STANDARD.encode(value),
+            "CreateIndex": self.index,
+            "ModifyIndex": self.index,
+        });
+        self.keys.insert(key.to_owned(), pair);
+    }
+
+    pub(crate) fn delete_key(&mut self, key: &str) {
+        self.keys.remove(key);
+        self.touch(Topic::Keys);
+    }
+}
+
+fn entry(service: &Value) -> Value {
+    let check = &service["Check"];
+    let status = check["Status"].as_str().unwrap_or("critical");
+    let mut checks = vec![json!({ "CheckID": "serfHealth", "Status": "passing" })];
+    if check.is_object() {
+        let id = service["ID"].as_str().unwrap_or_default();
+        checks.push(json!({ "CheckID": format!("service:{id}"), "Status": status }));
+    }
+    json!({
+        "Node": { "Node": "fake", "Address": "127.0.0.1", "Datacenter": "dc1" },
+        "Service": {
+            "ID": service["ID"],
+            "Service": service["Name"],
+            "Tags": service["Tags"],
+            "Address": service["Address"].as_str().unwrap_or_default(),
+            "TaggedAddresses": { "lan_ipv4": { "Address": "127.0.0.1", "Port": service["Port"] } },
+            "Port": service["Port"],
+            "Meta": service["Meta"],
+            "Connect": service["Connect"],
+        },
+        "Checks": checks,
+    })
+}

@@ -1,0 +1,245 @@
+//! The backends of a mesh: what the processes are told, and what a test can do
+//! to them.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::mpsc,
+    time::Duration,
+};
+
+use fake_consul::FakeConsul;
+use rdkafka::mocking::MockCluster;
+use sea_orm::{ConnectionTrait as _, Database, DatabaseConnection, DbBackend, Statement};
+use serde_json::json;
+
+use crate::Layout;
+
+/// The backends of one mesh.
+pub enum Backends {
+    /// What is embedded, under a data directory.
+    Embedded {
+        /// The data directory.
+        data: PathBuf,
+        /// Holds the broker's write lock while it is `Some`: the broker is away.
+        held: tokio::sync::Mutex<Option<DatabaseConnection>>,
+    },
+    /// Fakes in this process that speak the real protocols.
+    Fakes {
+        /// The data directory, for SQLite.
+        data: PathBuf,
+        /// A Consul agent.
+        consul: Box<FakeConsul>,
+        /// A Kafka broker.
+        kafka: MockKafka,
+    },
+    /// The real ones, as `compose/backends start` told the environment.
+    Real(HashMap<String, String>),
+}
+
+impl Backends {
+    /// Starts the backends of `layout`; the real ones run already.
+    ///
+    /// # Panics
+    /// When the real ones aren't told.
+    pub async fn start(layout: Layout, data: &Path) -> Self {
+        let data = data.to_owned();
+        match layout {
+            Layout::Up | Layout::Serve => Self::Embedded { data, held: Default::default() },
+            Layout::Fakes => {
+                let consul = Box::new(FakeConsul::start().await);
+                Self::Fakes { data, consul, kafka: MockKafka::start() }
+            }
+            Layout::Real => {
+                let names = [
+                    "OMNI_REGISTRY",
+                    "OMNI_IDENTITY",
+                    "OMNI_EVENTS",
+                    "OMNI_DATABASE",
+                    "OTEL_EXPORTER_OTLP_ENDPOINT",
+                    "JAEGER_QUERY",
+                    "CONSUL_HTTP_ADDR",
+                    "OMNI_TEST_BIN_DIR",
+                    "OMNI_TEST_BACKENDS_DIR",
+                ];
+                let told = names.map(|name| {
+                    let value = std::env::var(name).unwrap_or_else(|_| {
+                        panic!("{name} isn't set: `compose/backends start` and load its env")
+                    });
+                    (name.to_owned(), value)
+                });
+                Self::Real(told.into())
+            }
+        }
+    }
+
+    /// What the processes are told of them.
+    pub fn settings(&self) -> Vec<(String, String)> {
+        let own = |pairs: &[(&str, String)]| {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
+        };
+        match self {
+            Self::Embedded { .. } => vec![],
+            Self::Fakes { consul, kafka, .. } => own(&[
+                ("OMNI_REGISTRY", consul.url()),
+                ("OMNI_IDENTITY", "consul:".to_owned()),
+                ("OMNI_EVENTS", format!("kafka://{}", kafka.address)),
+            ]),
+            Self::Real(told) => {
+                let ours =
+                    |name: &&String| name.starts_with("OMNI_") && !name.starts_with("OMNI_TEST_");
+                told.iter().filter(|(n, _)| ours(n)).map(|(n, v)| (n.clone(), v.clone())).collect()
+            }
+        }
+    }
+
+    /// Takes the broker away.
+    ///
+    /// # Panics
+    /// When it can't.
+    pub async fn stop_broker(&self) {
+        match self {
+            Self::Embedded { data, held } => {
+                let file = data.join("events/broker.db");
+                let url = format!("sqlite://{}?mode=rw", file.display());
+                let mut options = sea_orm::ConnectOptions::new(url);
+                options.max_connections(1);
+                let connection = Database::connect(options).await.expect("the broker's file opens");
+                connection.execute_unprepared("BEGIN IMMEDIATE").await.expect("its lock is free");
+                *held.lock().await = Some(connection);
+            }
+            Self::Fakes { kafka, .. } => kafka.set_up(false),
+            Self::Real(told) => backend(told, "stop", "kafka"),
+        }
+    }
+
+    /// Brings the broker back.
+    ///
+    /// # Panics
+    /// When it can't.
+    pub async fn start_broker(&self) {
+        match self {
+            Self::Embedded { held, .. } => {
+                let connection = held.lock().await.take().expect("it was stopped");
+                connection.execute_unprepared("ROLLBACK").await.expect("it is ours");
+                connection.close().await.expect("it is ours");
+            }
+            Self::Fakes { kafka, .. } => kafka.set_up(true),
+            Self::Real(told) => backend(told, "start", "kafka"),
+        }
+    }
+
+    /// How many events wait in hook-receiver's outbox, by its own table.
+    ///
+    /// # Errors
+    /// When the table can't be read.
+    pub async fn pending(&self) -> Result<i64, sea_orm::DbErr> {
+        let (url, schema) = match self {
+            Self::Embedded { data, .. } | Self::Fakes { data, .. } => {
+                let file = data.join("db/hook-receiver.db");
+                (format!("sqlite://{}?mode=ro", file.display()), "")
+            }
+            Self::Real(told) => (told["OMNI_DATABASE"].clone(), "hook_receiver."),
+        };
+        let topics = format!("SELECT count(*) FROM {schema}outbox WHERE topic LIKE 'hooks.%'");
+        let connection = Database::connect(url).await?;
+        let backend = match self {
+            Self::Real(_) => DbBackend::Postgres,
+            _ => DbBackend::Sqlite,
+        };
+        let row = connection.query_one_raw(Statement::from_string(backend, topics)).await?;
+        let count = row.map(|row| row.try_get_by_index(0)).transpose()?;
+        connection.close().await?;
+        Ok(count.unwrap_or_default())
+    }
+
+    /// Lets the authority make a new root.
+    ///
+    /// # Panics
+    /// When it can't.
+    pub async fn rotate_root(&self, omni: impl FnOnce(&[&str]) -> std::process::Output) {
+        match self {
+            Self::Embedded { .. } => assert!(omni(&["certs", "rotate"]).status.success()),
+            Self::Fakes { consul, .. } => consul.rotate_root(),
+            Self::Real(told) => {
+                let address = &told["CONSUL_HTTP_ADDR"];
+                let url = format!("{address}/v1/connect/ca/configuration");
+                let client = reqwest::Client::new();
+                let now = client.get(&url).send().await.expect("Consul answers");
+                let now: serde_json::Value =
+                    serde_json::from_slice(&now.bytes().await.expect("the answer is whole"))
+                        .expect("Consul answers JSON");
+                // Another size of key is a change that makes a new root.
+                let bits = if now["Config"]["PrivateKeyBits"] == json!(384) { 256 } else { 384 };
+                let config = json!({
+                    "Provider": "consul",
+                    "Config": {
+                        "PrivateKeyType": "ec", "PrivateKeyBits": bits,
+                        "LeafCertTTL": "72h", "IntermediateCertTTL": "8760h",
+                    },
+                });
+                let changed = client.put(&url).body(config.to_string()).send().await;
+                let changed = changed.expect("Consul answers");
+                assert!(
+                    changed.status().is_success(),
+                    "{}",
+                    changed.text().await.unwrap_or_default()
+                );
+            }
+        }
+    }
+}
+
+/// Runs `compose/backends VERB NAME`.
+fn backend(told: &HashMap<String, String>, verb: &str, name: &str) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../compose/backends");
+    let dir = &told["OMNI_TEST_BACKENDS_DIR"];
+    let ran = Command::new(script).args([verb, name, "--dir", dir]).output().expect("it runs");
+    assert!(ran.status.success(), "{verb} {name}: {}", String::from_utf8_lossy(&ran.stderr));
+}
+
+/// The topics that the suite uses.
+const TOPICS: [&str; 5] =
+    ["services.lifecycle", "audit.events", "hooks.demo", "hooks.robot", "hooks.tests"];
+
+/// librdkafka's mock of a Kafka broker. It isn't for several threads, so it has
+/// one of its own.
+pub struct MockKafka {
+    /// Its bootstrap address.
+    pub address: String,
+    commands: mpsc::Sender<bool>,
+    done: std::sync::Mutex<mpsc::Receiver<()>>,
+}
+
+impl MockKafka {
+    fn start() -> Self {
+        let (commands, received) = mpsc::channel();
+        let (told, done) = mpsc::channel();
+        let (ready, address) = mpsc::channel();
+        std::thread::spawn(move || {
+            let cluster = MockCluster::new(1).expect("the mock starts");
+            // The mock has no admin API: what services would make is made here.
+            for topic in TOPICS {
+                cluster.create_topic(topic, 4, 1).expect("the mock obeys");
+            }
+            ready.send(cluster.bootstrap_servers()).expect("the test waits");
+            // Ends with its sender, and the cluster with it.
+            while let Ok(up) = received.recv() {
+                let changed = if up { cluster.broker_up(1) } else { cluster.broker_down(1) };
+                changed.expect("the mock obeys");
+                if told.send(()).is_err() {
+                    return;
+                }
+            }
+        });
+        let address = address.recv_timeout(Duration::from_secs(10)).expect("the mock starts");
+        Self { address, commands, done: done.into() }
+    }
+
+    fn set_up(&self, up: bool) {
+        self.commands.send(up).expect("the mock's thread lives");
+        let done = self.done.lock().expect("one test at a time");
+        done.recv_timeout(Duration::from_secs(10)).expect("the mock obeys");
+    }
+}

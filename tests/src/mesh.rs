@@ -1,0 +1,382 @@
+//! A running mesh, and what a user can do with it.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    path::Path,
+    process::{Command, Output},
+    sync::Mutex,
+};
+
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use http::StatusCode;
+use mesh::{config::Config, identity::Identity};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    Layout,
+    backends::Backends,
+    process::{self, Process},
+    traces::Traces,
+    until,
+};
+
+/// The secret of the source `demo`, and the key of the source `robot`.
+pub const SECRET: &str = "It's a Secret to Everybody";
+/// The key of the source `robot`.
+pub const API_KEY: &str = "robot-key";
+
+/// Three services on one of the layouts. It ends with its test.
+pub struct Mesh {
+    /// How it is laid out.
+    pub layout: Layout,
+    /// Its backends.
+    pub backends: Backends,
+    /// Its traces.
+    pub traces: Traces,
+    settings: HashMap<String, String>,
+    processes: Mutex<HashMap<&'static str, Process>>,
+    /// Behind the processes, whose logs are in it.
+    data: tempfile::TempDir,
+    http: reqwest::Client,
+}
+
+/// The gateway's answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: reqwest::header::HeaderMap,
+    /// The body, `null` where it isn't JSON.
+    pub body: Value,
+}
+
+impl Mesh {
+    /// Starts a mesh, and waits until every service is healthy.
+    ///
+    /// # Panics
+    /// When it doesn't start.
+    pub async fn start(layout: Layout) -> Self {
+        // Another test of this process may have been first.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let data = tempfile::tempdir().expect("there is room");
+        let backends = Backends::start(layout, data.path()).await;
+        let (traces, otlp) = match &backends {
+            Backends::Real(told) => (
+                Traces::Jaeger(told["JAEGER_QUERY"].clone()),
+                told["OTEL_EXPORTER_OTLP_ENDPOINT"].clone(),
+            ),
+            _ => Traces::collect().await,
+        };
+        let mut settings: HashMap<String, String> = backends.settings().into_iter().collect();
+        let key = hex::encode(Sha256::digest(API_KEY));
+        for (name, value) in [
+            ("OMNI_DATA", data.path().to_str().expect("a path in UTF-8")),
+            ("OMNI_TELEMETRY__ENDPOINT", &otlp),
+            ("OMNI_DRAIN_TIMEOUT", "8s"),
+            ("OMNI_CONSUL__CHECK_INTERVAL", "2s"),
+            ("OMNI_SERVICES__GATEWAY__PORT", "0"),
+            ("OMNI_SERVICES__GATEWAY__ADMIN_PORT", "0"),
+            ("OMNI_SERVICES__HOOK_RECEIVER__PORT", "0"),
+            ("OMNI_SERVICES__HOOK_RECEIVER__ADMIN_PORT", "0"),
+            ("OMNI_SERVICES__AUDIT__PORT", "0"),
+            ("OMNI_SERVICES__AUDIT__ADMIN_PORT", "0"),
+            ("OMNI_HOOKS__SOURCES__DEMO__SCHEME", "github"),
+            ("OMNI_HOOKS__SOURCES__DEMO__SECRET", SECRET),
+            ("OMNI_HOOKS__SOURCES__ROBOT__SCHEME", "api-key"),
+            ("OMNI_HOOKS__SOURCES__ROBOT__KEY_SHA256", &key),
+        ] {
+            settings.insert(name.to_owned(), value.to_owned());
+        }
+        let mesh = Self {
+            layout,
+            backends,
+            traces,
+            settings,
+            processes: Mutex::default(),
+            http: reqwest::Client::new(),
+            data,
+        };
+        mesh.write_policy("");
+        for process in layout.processes() {
+            mesh.start_process(process);
+        }
+        mesh.healthy().await;
+        mesh
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(process::binary());
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.envs(&self.settings).current_dir(self.data.path());
+        command.arg("--config").arg(self.data.path().join("omni.toml"));
+        command
+    }
+
+    /// Starts the process `name` of the layout.
+    ///
+    /// # Panics
+    /// When it can't be started.
+    pub fn start_process(&self, name: &'static str) {
+        let mut command = self.command();
+        if name == "up" {
+            command.args(["up", "--admin-port", "0"]);
+        } else {
+            command.args(["serve", name]);
+        }
+        let process = Process::start(command, self.data.path().join(format!("{name}.log")));
+        self.processes.lock().expect("no test panics here").insert(name, process);
+    }
+
+    /// Takes the process that runs `service`, to be ended by the test.
+    ///
+    /// # Panics
+    /// When it doesn't run.
+    pub fn take_process(&self, service: &'static str) -> Process {
+        let mut processes = self.processes.lock().expect("no test panics here");
+        processes.remove(self.layout.process_of(service)).expect("it runs")
+    }
+
+    /// Starts the process that runs `service` again, and waits for it.
+    pub async fn restart(&self, service: &'static str) {
+        self.start_process(self.layout.process_of(service));
+        self.healthy().await;
+    }
+
+    /// Drains and ends every process.
+    ///
+    /// # Panics
+    /// When one doesn't end with success.
+    pub async fn stop(self) {
+        let processes: Vec<_> =
+            self.processes.lock().expect("no test panics here").drain().collect();
+        for (_, process) in &processes {
+            process.terminate();
+        }
+        for (name, process) in processes {
+            let status = tokio::task::spawn_blocking(move || process.wait()).await;
+            assert!(status.expect("it ends").success(), "{name}");
+        }
+    }
+
+    /// Waits until one instance of each service is healthy.
+    pub async fn healthy(&self) {
+        until("every service is healthy", || async {
+            let services = self.services();
+            let healthy = |name: &str| {
+                let all = services.as_array().map(Vec::as_slice).unwrap_or_default();
+                all.iter().any(|s| s["service"] == name && s["health"] == "passing")
+            };
+            match ["hook-receiver", "audit", "gateway"].iter().all(|name| healthy(name)) {
+                true => Ok(()),
+                false => Err(services),
+            }
+        })
+        .await;
+    }
+
+    /// What `omni services` shows.
+    pub fn services(&self) -> Value {
+        let output = self.omni(&["services", "--json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
+    /// Where a healthy instance of `service` is.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn address(&self, service: &str) -> SocketAddr {
+        let services = self.services();
+        let all = services.as_array().expect("a list");
+        let healthy = all.iter().find(|s| s["service"] == service && s["health"] == "passing");
+        let healthy = healthy.unwrap_or_else(|| panic!("no healthy {service}: {services}"));
+        healthy["address"].as_str().and_then(|a| a.parse().ok()).expect("an address")
+    }
+
+    /// `omni` with `args`, ready to be started.
+    pub fn command_of(&self, args: &[&str]) -> Command {
+        let mut command = self.command();
+        command.args(args);
+        command
+    }
+
+    /// Runs `omni` as a user would.
+    ///
+    /// # Panics
+    /// When it can't be run.
+    pub fn omni(&self, args: &[&str]) -> Output {
+        self.command_of(args).output().expect("omni runs")
+    }
+
+    /// Calls a method by `omni call`; the error is what it prints.
+    ///
+    /// # Errors
+    /// When the call fails.
+    pub fn call(&self, method: &str, request: &Value) -> Result<Value, String> {
+        self.call_as("operator", method, request)
+    }
+
+    /// As [`Mesh::call`], as somebody else.
+    ///
+    /// # Errors
+    /// When the call fails.
+    pub fn call_as(&self, who: &str, method: &str, request: &Value) -> Result<Value, String> {
+        let output = self.omni(&["call", "--json", "--as", who, method, &request.to_string()]);
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        serde_json::from_slice(&output.stdout).map_err(|why| why.to_string())
+    }
+
+    /// The events of `topic` with this correlation id by now.
+    pub fn events(&self, topic: &str, correlation_id: &str) -> Vec<Value> {
+        let count = self.events_in(topic);
+        if count == 0 {
+            return vec![];
+        }
+        let limit = count.to_string();
+        let output =
+            self.omni(&["events", "tail", topic, "--from-beginning", "--json", "-n", &limit]);
+        let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+        let events = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.filter(|event| event["correlationid"] == correlation_id).collect()
+    }
+
+    fn events_in(&self, topic: &str) -> i64 {
+        let output = self.omni(&["events", "topics", "--json"]);
+        let topics: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let topics = topics.as_array().cloned().unwrap_or_default();
+        let found = topics.iter().find(|t| t["name"] == topic);
+        found.and_then(|t| t["events"].as_i64()).unwrap_or_default()
+    }
+
+    /// The entries of the trail with this correlation id by now.
+    pub fn entries(&self, correlation_id: &str) -> Vec<Value> {
+        let request = json!({ "correlationId": correlation_id });
+        let answer = self.call("omnibridge.audit.v1.Audit/ListEntries", &request);
+        let answer = answer.unwrap_or_default();
+        answer["entries"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// Posts `body` to the source `demo` as GitHub would.
+    pub async fn post(&self, delivery: &str, body: &[u8]) -> Answer {
+        self.post_with(delivery, body, &[]).await
+    }
+
+    /// As [`Mesh::post`], with further headers, which win over the usual ones.
+    ///
+    /// # Panics
+    /// When the gateway doesn't answer at all.
+    pub async fn post_with(&self, delivery: &str, body: &[u8], more: &[(&str, &str)]) -> Answer {
+        let mut headers = HashMap::from([
+            ("content-type", "application/json".to_owned()),
+            ("x-github-event", "push".to_owned()),
+            ("x-github-delivery", delivery.to_owned()),
+            ("x-hub-signature-256", signature(body)),
+        ]);
+        headers.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        let gateway = self.address("gateway");
+        self.send(&format!("http://{gateway}/hooks/demo"), headers, body).await
+    }
+
+    /// Posts to any address.
+    ///
+    /// # Panics
+    /// When nothing answers.
+    pub async fn send(&self, url: &str, headers: HashMap<&str, String>, body: &[u8]) -> Answer {
+        let mut request = self.http.post(url).body(body.to_vec());
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let answer = request.send().await.expect("the gateway answers");
+        let status = StatusCode::from_u16(answer.status().as_u16()).expect("a status");
+        let headers = answer.headers().clone();
+        let body = answer.bytes().await.expect("the answer is whole");
+        Answer { status, headers, body: serde_json::from_slice(&body).unwrap_or_default() }
+    }
+
+    /// The configuration that this mesh's processes have.
+    ///
+    /// # Panics
+    /// When it can't be read.
+    pub fn config(&self) -> Config {
+        let settings = self.settings.clone();
+        Config::from_sources(Some(&self.data.path().join("omni.toml")), settings, &[])
+            .expect("the processes read it as well")
+    }
+
+    /// An operator's identity in this mesh.
+    ///
+    /// # Panics
+    /// When it can't be had.
+    pub async fn operator(&self) -> Identity {
+        let authority = mesh::identity::authority(&self.config()).expect("there is one");
+        authority.identity("operator").await.expect("it is given")
+    }
+
+    /// Denies calls from `source` to `destination`, where intentions are kept.
+    ///
+    /// # Panics
+    /// When Consul refuses.
+    pub async fn deny(&self, source: &str, destination: &str) {
+        match &self.backends {
+            Backends::Embedded { .. } => self.write_policy(&format!(
+                "[[intentions]]\nsource = \"{source}\"\ndestination = \"{destination}\"\n\
+                 action = \"deny\"\n"
+            )),
+            Backends::Fakes { consul, .. } => consul.set_intention(source, destination, "deny"),
+            Backends::Real(told) => {
+                let url = format!("{}/v1/config", told["CONSUL_HTTP_ADDR"]);
+                let entry = json!({
+                    "Kind": "service-intentions", "Name": destination,
+                    "Sources": [{ "Name": source, "Action": "deny" }],
+                });
+                let put = self.http.put(url).body(entry.to_string()).send().await;
+                assert!(put.expect("Consul answers").status().is_success());
+            }
+        }
+    }
+
+    /// Takes back the denial of calls from `source` to `destination`.
+    ///
+    /// # Panics
+    /// When Consul refuses.
+    pub async fn undo_denial(&self, source: &str, destination: &str) {
+        match &self.backends {
+            Backends::Embedded { .. } => self.write_policy(""),
+            Backends::Fakes { consul, .. } => consul.delete_intention(source, destination),
+            Backends::Real(told) => {
+                let consul = &told["CONSUL_HTTP_ADDR"];
+                let url = format!("{consul}/v1/config/service-intentions/{destination}");
+                let deleted = self.http.delete(url).send().await;
+                assert!(deleted.expect("Consul answers").status().is_success());
+            }
+        }
+    }
+
+    fn write_policy(&self, policy: &str) {
+        std::fs::write(self.data.path().join("omni.toml"), policy).expect("there is room");
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> &Path {
+        self.data.path()
+    }
+}
+
+/// GitHub's signature of `body` with the secret of `demo`.
+///
+/// # Panics
+/// Never: HMAC takes keys of any length.
+pub fn signature(body: &[u8]) -> String {
+    let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).expect("any length is taken");
+    mac.update(body);
+    format!("sha256={}", hex::encode(mac.finalize().into_bytes()))
+}
+
+/// A new id, so that tests on shared backends don't meet.
+pub fn new_id() -> String {
+    uuid::Uuid::now_v7().to_string()
+}

@@ -1,0 +1,101 @@
+//! One `omni` process, ended when its test ends.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+/// How long a process may take to drain.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// The binary that was built with these tests.
+///
+/// # Panics
+/// When it wasn't: `cargo test --workspace` builds it.
+pub fn binary() -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
+    let omni = profile.join("omni");
+    assert!(omni.exists(), "{} isn't built; run `cargo test --workspace`", omni.display());
+    omni
+}
+
+/// A running `omni`.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command`, its output to the file `log`.
+    ///
+    /// # Panics
+    /// When it can't be started.
+    pub fn start(mut command: Command, log: PathBuf) -> Self {
+        let out = File::options().create(true).append(true).open(&log).expect("the log opens");
+        let err = out.try_clone().expect("the log opens twice");
+        let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn();
+        Self { child: child.expect("omni starts"), log }
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// SIGKILL: nothing can be flushed.
+    ///
+    /// # Panics
+    /// When it can't be signalled.
+    pub fn kill(mut self) {
+        self.child.kill().expect("it is ours");
+        self.child.wait().expect("it is ours");
+    }
+
+    /// Sends SIGTERM.
+    ///
+    /// # Panics
+    /// When it can't be signalled.
+    pub fn terminate(&self) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
+        assert!(sent.success());
+    }
+
+    /// SIGTERM, and the exit status after the drain.
+    ///
+    /// # Panics
+    /// When it doesn't end in time.
+    pub fn stop(self) -> ExitStatus {
+        self.terminate();
+        self.wait()
+    }
+
+    /// The exit status, once it is there.
+    ///
+    /// # Panics
+    /// When it doesn't end in time.
+    pub fn wait(mut self) -> ExitStatus {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is ours") {
+                return status;
+            }
+            assert!(begun.elapsed() < DRAIN, "it doesn't drain:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Ended already is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- {}\n{}", self.log.display(), self.log());
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! What must hold when things fail.
+
+use http::StatusCode;
+use serde_json::{Value, json};
+use tests::{Layout, Mesh, mesh::new_id, until};
+
+pub async fn an_event_survives_a_broker_that_is_away_and_a_killed_receiver(layout: Layout) {
+    let mesh = Mesh::start(layout).await;
+    // The topic is there, and the consumer reads it.
+    let first = mesh.post(&new_id(), b"{}").await;
+    let first = first.body["correlation_id"].as_str().unwrap().to_owned();
+    until("the path is open", || async {
+        let entries = mesh.entries(&first);
+        if entries.len() == 1 { Ok(()) } else { Err(entries) }
+    })
+    .await;
+
+    mesh.backends.stop_broker().await;
+    let answer = mesh.post(&new_id(), br#"{"kept":true}"#).await;
+    assert_eq!(answer.status, StatusCode::ACCEPTED, "the outbox takes it: {answer:?}");
+    let correlation = answer.body["correlation_id"].as_str().unwrap();
+    until("it waits in the outbox", || async {
+        match mesh.backends.pending().await {
+            Ok(1..) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    mesh.take_process("hook-receiver").kill();
+    assert!(mesh.backends.pending().await.unwrap() >= 1, "the kill lost nothing");
+    mesh.backends.start_broker().await;
+    mesh.restart("hook-receiver").await;
+
+    until("it arrives", || async {
+        let entries = mesh.entries(correlation);
+        if entries.len() == 1 { Ok(()) } else { Err(entries) }
+    })
+    .await;
+    until("nothing waits any more", || async {
+        match mesh.backends.pending().await {
+            Ok(0) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let events = mesh.events("hooks.demo", correlation);
+    let mut ids: Vec<&Value> = events.iter().map(|event| &event["id"]).collect();
+    ids.dedup();
+    assert_eq!(ids, [&answer.body["id"]], "once, after deduplication");
+    assert_eq!(mesh.entries(correlation).len(), 1);
+    mesh.stop().await;
+}
+
+pub async fn draining_ends_streams_with_unavailable_and_fails_no_webhook(layout: Layout) {
+    let mesh = Mesh::start(layout).await;
+    let session = new_id();
+    let request = json!({ "filter": { "sessionId": session } }).to_string();
+    let watching = {
+        let args = ["call", "--json", "omnibridge.hooks.v1.HookReceiver/WatchHooks", &request];
+        let mut command = mesh.command_of(&args);
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        command.spawn().unwrap()
+    };
+    // A hook that the stream shows proves that it runs: posted until it does.
+    let output = tokio::task::spawn_blocking(move || watching.wait_with_output());
+    let process = mesh.layout.process_of("hook-receiver");
+    for _ in 0..20 {
+        let posted = mesh.post_with(&new_id(), b"{}", &[("x-session-id", &session)]).await;
+        assert_eq!(posted.status, StatusCode::ACCEPTED, "{posted:?}");
+    }
+    let stopping = mesh.take_process("hook-receiver");
+    let stopped = tokio::task::spawn_blocking(move || stopping.stop());
+    let output = output.await.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("UNAVAILABLE (DRAINING)"), "{said}");
+    assert!(stopped.await.unwrap().success());
+
+    mesh.start_process(process);
+    mesh.healthy().await;
+    let posted = mesh.post(&new_id(), b"{}").await;
+    assert_eq!(posted.status, StatusCode::ACCEPTED, "after the restart: {posted:?}");
+    mesh.stop().await;
+}

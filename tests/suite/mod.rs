@@ -1,0 +1,41 @@
+//! The one suite: what must hold on every layout. Each function is a test; the
+//! macro `on!` makes the same tests for a layout, no more and no fewer.
+
+mod api;
+mod faults;
+mod identity;
+mod webhook;
+
+pub use self::{api::*, faults::*, identity::*, webhook::*};
+
+/// All tests of the suite on one layout.
+macro_rules! on {
+    ($layout:expr) => {
+        crate::suite::on! { $layout;
+            a_webhook_becomes_a_call_an_event_and_an_entry
+            the_same_delivery_again_is_one_event
+            a_hundred_deliveries_at_once_are_each_one_event
+            one_trace_leads_from_the_webhook_to_the_trail
+            bad_input_is_answered_clearly_and_leaves_nothing_behind
+            an_api_key_opens_its_source
+            hooks_are_filtered_paged_and_watched
+            hooks_of_one_conversation_are_one_session
+            every_service_tells_its_life
+            strangers_are_refused_at_the_handshake
+            a_denied_call_is_in_the_trail
+            an_intention_stops_calls_and_its_removal_lets_them_through
+            roots_rotate_while_calls_run
+            an_event_survives_a_broker_that_is_away_and_a_killed_receiver
+            draining_ends_streams_with_unavailable_and_fails_no_webhook
+        }
+    };
+    ($layout:expr; $($test:ident)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                crate::suite::$test($layout).await;
+            }
+        )*
+    };
+}
+pub(crate) use on;
