@@ -1,17 +1,17 @@
 //! Reading: as a member of a group, or a topic's tail for people.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt};
 use rdkafka::{
     Offset, TopicPartitionList,
-    consumer::{CommitMode, Consumer as _, StreamConsumer},
+    consumer::{Consumer as _, StreamConsumer},
     error::{KafkaError, RDKafkaErrorCode as Code},
 };
 use tracing::{debug, warn};
 
-use super::{Log, OffThread, blocking, record, settings::Settings, topics};
+use super::{Log, OffThread, record, settings::Settings, topics};
 use crate::{
     Error,
     events::broker::{Consumer, Delivery, From},
@@ -20,17 +20,9 @@ use crate::{
 /// How many bytes of bodies `next` returns at most, over its first delivery's.
 const BATCH_BYTES: usize = 16 << 20;
 
-/// How long a commit may take.
-const COMMIT_LIMIT: Duration = Duration::from_secs(10);
-
-/// How often a commit is tried while the group rebalances, and how far apart.
-const COMMIT_TRIES: u32 = 10;
-const COMMIT_PAUSE: Duration = Duration::from_millis(200);
-
 /// What reads topics.
 pub(super) struct Reader {
-    /// Shared with a commit that runs on another thread.
-    client: OffThread<Arc<StreamConsumer<Log>>>,
+    client: OffThread<StreamConsumer<Log>>,
     /// Whether it is a member of a group and commits.
     member: bool,
 }
@@ -47,7 +39,7 @@ pub(super) fn subscribe(settings: &Settings, group: &str, pattern: &str) -> Resu
         |why: KafkaError| Error::Broker(format!("`{group}` can't read `{pattern}`: {why}"));
     let client: StreamConsumer<Log> = config.create_with_context(Log).map_err(failed)?;
     client.subscribe(&[&subscription]).map_err(failed)?;
-    Ok(Reader { client: OffThread::new(Arc::new(client)), member: true })
+    Ok(Reader { client: OffThread::new(client), member: true })
 }
 
 /// Reads the partitions that `topic` has now. The place to begin at is fixed
@@ -67,7 +59,7 @@ pub(super) async fn tail(settings: &Settings, topic: &str, from: From) -> Result
     let config = settings.consumer("omnibridge-tail");
     let client: StreamConsumer<Log> = config.create_with_context(Log).map_err(failed)?;
     client.assign(&places).map_err(failed)?;
-    Ok(Reader { client: OffThread::new(Arc::new(client)), member: false })
+    Ok(Reader { client: OffThread::new(client), member: false })
 }
 
 #[async_trait]
@@ -104,62 +96,38 @@ impl Consumer for Reader {
         Ok(deliveries)
     }
 
+    /// Takes note of the offsets; librdkafka commits them within 200 ms, and
+    /// before it gives partitions away or leaves the group. Its call that waits
+    /// for the broker's answer has no limit: without a broker it never returns.
     async fn commit(&mut self, deliveries: &[Delivery]) -> Result<(), Error> {
         if !self.member || deliveries.is_empty() {
             return Ok(());
         }
-        let client = Arc::clone(&self.client);
+        let failed = |why: KafkaError| Error::Broker(format!("offsets can't be stored: {why}"));
         let next = next_offsets(deliveries);
-        // librdkafka gives up by itself, after its session's timeout at most;
-        // the limit is for a caller that has to stop sooner.
-        let commit = blocking(move || commit(&client, &next));
-        match tokio::time::timeout(COMMIT_LIMIT, commit).await {
-            Ok(done) => done,
-            Err(_) => Err(Error::Broker(format!(
-                "offsets can't be committed: no answer within {COMMIT_LIMIT:?}"
-            ))),
+        let mut offsets = TopicPartitionList::with_capacity(next.len());
+        for ((topic, partition), offset) in next {
+            offsets
+                .add_partition_offset(topic, partition, Offset::Offset(offset))
+                .map_err(failed)?;
+        }
+        match self.client.store_offsets(&offsets) {
+            // They are another member's by now, who has a place of its own there.
+            Err(KafkaError::StoreOffset(Code::State)) => Ok(()),
+            done => done.map_err(failed),
         }
     }
 }
 
 /// The first offset that isn't done, by topic and partition.
-fn next_offsets(deliveries: &[Delivery]) -> BTreeMap<(String, i32), i64> {
+fn next_offsets(deliveries: &[Delivery]) -> BTreeMap<(&str, i32), i64> {
     let mut next = BTreeMap::new();
     for delivery in deliveries {
-        let place = (delivery.topic.clone(), delivery.partition);
+        let place = (delivery.topic.as_str(), delivery.partition);
         let offset = next.entry(place).or_insert(0);
         *offset = (*offset).max(delivery.offset + 1);
     }
     next
-}
-
-/// Commits those of partitions that are still this member's: another's must not
-/// be put back to what this one had read.
-fn commit(client: &StreamConsumer<Log>, next: &BTreeMap<(String, i32), i64>) -> Result<(), Error> {
-    let failed = |why: KafkaError| Error::Broker(format!("offsets can't be committed: {why}"));
-    let assigned = client.assignment().map_err(failed)?;
-    let mut offsets = TopicPartitionList::with_capacity(next.len());
-    for ((topic, partition), offset) in next {
-        if assigned.find_partition(topic, *partition).is_some() {
-            offsets
-                .add_partition_offset(topic, *partition, Offset::Offset(*offset))
-                .map_err(failed)?;
-        }
-    }
-    if offsets.count() == 0 {
-        return Ok(());
-    }
-    let mut tries = 1;
-    loop {
-        match client.commit(&offsets, CommitMode::Sync) {
-            // The group takes in a member; it takes commits again in a moment.
-            Err(KafkaError::ConsumerCommit(Code::RebalanceInProgress)) if tries < COMMIT_TRIES => {
-                tries += 1;
-                std::thread::sleep(COMMIT_PAUSE);
-            }
-            done => return done.map_err(failed),
-        }
-    }
 }
 
 /// Lets errors pass that librdkafka heals by itself: the caller waits on.
@@ -241,7 +209,8 @@ mod tests {
                 data: bytes::Bytes::new(),
             }),
         };
-        let next = next_offsets(&[delivery(0, 4), delivery(1, 0), delivery(0, 3)]);
+        let deliveries = [delivery(0, 4), delivery(1, 0), delivery(0, 3)];
+        let next = next_offsets(&deliveries);
         let next: Vec<_> = next.into_iter().map(|((_, p), o)| (p, o)).collect();
         assert_eq!(next, [(0, 5), (1, 1)]);
     }

@@ -19,7 +19,7 @@ use rdkafka::{
     client::ClientContext,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, ConsumerContext, Rebalance},
-    error::{KafkaError, RDKafkaErrorCode},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 use tracing::{debug, info, warn};
 
@@ -102,6 +102,13 @@ impl ClientContext for Log {
 }
 
 impl ConsumerContext for Log {
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        match result {
+            Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
+            Err(why) => warn!("offsets aren't committed yet, and events may come again: {why}"),
+        }
+    }
+
     fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         let named = |partitions: &TopicPartitionList| {
             let named = partitions.elements();

@@ -113,8 +113,11 @@ impl Settings {
         let mut config = self.client();
         config
             .set("group.id", group)
-            .set("enable.auto.commit", "false")
+            // What `commit` stores, and nothing else, is committed in the
+            // background, and before partitions are given away.
             .set("enable.auto.offset.store", "false")
+            .set("enable.auto.commit", "true")
+            .set("auto.commit.interval.ms", "200")
             .set("auto.offset.reset", "earliest")
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("isolation.level", "read_committed")
