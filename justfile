@@ -32,4 +32,4 @@ up *args:
 
 # Licences, advisories and doubles of the dependencies
 deny:
-    cargo deny check
+    cargo deny --workspace check

@@ -8,7 +8,7 @@ const EXAMPLES: &str = "\
 Try it:
   omni up                                 run everything on this machine
   omni hook send demo payload.json        send a signed webhook
-  omni events tail hooks.demo             see it as an event
+  omni events tail hooks.demo --from-beginning
   omni call omnibridge.hooks.v1.HookReceiver/ListHooks '{}'
 
 Settings come from defaults, omni.toml, OMNI_* variables and flags, the later
@@ -105,9 +105,12 @@ pub(crate) struct Call {
     /// Call this service, instead of the one that registered the package
     #[arg(long, value_name = "NAME")]
     pub(crate) service: Option<String>,
-    /// Call as this operator
+    /// Call as this operator, as `omni certs issue` names them
     #[arg(long = "as", default_value = "operator", value_name = "NAME")]
     pub(crate) operator: String,
+    /// Call as this service, to see what it is allowed
+    #[arg(long, conflicts_with = "operator", value_name = "NAME")]
+    pub(crate) as_service: Option<String>,
     /// How long the answer may take, in seconds; streams have no limit
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u64>,
@@ -145,7 +148,7 @@ pub(crate) struct HookSend {
     #[arg(long, value_name = "URL")]
     pub(crate) url: Option<String>,
     /// The API key, for a source of scheme `api-key`
-    #[arg(long, env = "OMNI_HOOK_API_KEY", value_name = "KEY", hide_env_values = true)]
+    #[arg(long, env = "HOOK_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub(crate) api_key: Option<String>,
 }
 

@@ -13,14 +13,15 @@ use crate::{
 /// certificate.
 pub(crate) const OPERATOR: &str = "operator";
 
+/// The identity's name of the operator `name`.
+pub(crate) fn operator(name: &str) -> String {
+    if name == OPERATOR { OPERATOR.to_owned() } else { format!("{OPERATOR}-{name}") }
+}
+
 /// Issues a certificate and writes it with its key and the roots.
 pub(crate) fn issue(common: &Common, args: &CertsIssue) -> anyhow::Result<()> {
     let config = dev_config(common)?;
-    let name = match (args.service, args.name.as_str()) {
-        (true, name) => name.to_owned(),
-        (false, OPERATOR) => OPERATOR.to_owned(),
-        (false, name) => format!("{OPERATOR}-{name}"),
-    };
+    let name = if args.service { args.name.clone() } else { operator(&args.name) };
     let issued = dev::DevAuthority::open(&config)?.issue(&name)?;
     dev::write_issued(&issued, &args.out)?;
     line(&format!("{name}: cert.pem, key.pem and roots.pem are in {}", args.out.display()))

@@ -35,7 +35,8 @@ pub(crate) async fn send(common: &Common, args: &HookSend) -> anyhow::Result<()>
         Some(url) => url.trim_end_matches('/').to_owned(),
         None => gateway(&config).await?,
     };
-    let client = reqwest::Client::builder().timeout(TIMEOUT).http1_only().build()?;
+    let client =
+        reqwest::Client::builder().use_rustls_tls().http1_only().timeout(TIMEOUT).build()?;
     let url = format!("{url}/hooks/{}", args.source);
     let request = client.post(&url).header("content-type", &args.content_type);
     let request = sign(&config, args, &delivery, &body, request)?;

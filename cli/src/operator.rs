@@ -17,7 +17,7 @@ pub(crate) struct Operator {
 }
 
 impl Operator {
-    /// The operator `name`, with what the configuration names.
+    /// The party `name`, with what the configuration names.
     pub(crate) async fn new(config: &Config, name: &str) -> anyhow::Result<Self> {
         let registry = registry::registry(config)?;
         let identity = identity::authority(config)?.identity(name).await?;

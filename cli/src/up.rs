@@ -29,12 +29,17 @@ pub(crate) async fn run(common: &Common, args: &Up) -> anyhow::Result<()> {
     let shown = Arc::new(Shown::new(&config, services.len(), begun));
     let (for_progress, for_admin) = (shown.clone(), shown);
     let data = config.data.clone();
-    let dev_identity =
-        config.identity.starts_with("dev:").then(|| dev::DevAuthority::open(&config));
-    if let Some(authority) = dev_identity.transpose()? {
-        dev::write_issued(&authority.issue(certs::OPERATOR)?, &data.join(certs::OPERATOR))?;
-    }
-    host::run(
+    let authority = config.identity.starts_with("dev:").then(|| dev::DevAuthority::open(&config));
+    let authority = authority.transpose()?;
+    let certificate = async {
+        match &authority {
+            Some(authority) => {
+                authority.keep_issued(certs::OPERATOR, &data.join(certs::OPERATOR)).await
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let services = host::run(
         config,
         services,
         admin_port,
@@ -43,8 +48,19 @@ pub(crate) async fn run(common: &Common, args: &Up) -> anyhow::Result<()> {
             for_admin.admin(process.admin_address());
             Ok(())
         },
-    )
-    .await
+    );
+    tokio::pin!(services);
+    tokio::select! {
+        // It is polled first, so that the certificate is there before all is up.
+        biased;
+        failed = certificate => {
+            if let Err(why) = failed {
+                tracing::error!(%why, "the operator's certificate isn't kept any more");
+            }
+            services.await
+        }
+        ended = &mut services => ended,
+    }
 }
 
 /// The configuration, with a source `demo` unless there is one.
@@ -71,6 +87,7 @@ struct Shown {
     services: usize,
     begun: Instant,
     data: std::path::PathBuf,
+    dev_identity: bool,
     state: Mutex<State>,
 }
 
@@ -88,6 +105,7 @@ impl Shown {
             services,
             begun,
             data: config.data.clone(),
+            dev_identity: config.identity.starts_with("dev:"),
             state: Mutex::default(),
         }
     }
@@ -137,24 +155,37 @@ impl Shown {
         if let Some(admin) = state.admin {
             line(&format!("  {:14} {admin}  (/readyz, /metrics)", "admin"))?;
         }
-        let receiver = state.ready.get("hook-receiver").map(ToString::to_string);
         let data = if self.data == Path::new(".omni") {
             String::new()
         } else {
             format!(" --data {}", self.data.display())
         };
-        let folder = self.data.join(certs::OPERATOR);
-        let folder = folder.display();
         line(&format!(
             "\nThe source `{DEMO}` takes webhooks signed as GitHub does; its secret is in\n\
              {}. Try:\n\n\
              \x20 echo '{{\"hello\":\"mesh\"}}' | omni{data} hook send {DEMO} -\n\
              \x20 omni{data} events tail hooks.{DEMO} --from-beginning\n\
-             \x20 grpcurl -cacert {folder}/roots.pem -cert {folder}/cert.pem -key {folder}/key.pem \\\n\
-             \x20   {} omnibridge.hooks.v1.HookReceiver/ListHooks\n\n\
+             \x20 {}\n\n\
              Ctrl-C stops it.",
             self.data.join("hooks").join(format!("{DEMO}.secret")).display(),
-            receiver.unwrap_or_default(),
+            self.call(state, &data),
         ))
+    }
+
+    /// A call to try: by grpcurl where its certificate lies in files, else by
+    /// `omni call`.
+    fn call(&self, state: &State, data: &str) -> String {
+        let method = "omnibridge.hooks.v1.HookReceiver/ListHooks";
+        match state.ready.get("hook-receiver").filter(|_| self.dev_identity) {
+            Some(address) => {
+                let folder = self.data.join(certs::OPERATOR);
+                let folder = folder.display();
+                format!(
+                    "grpcurl -cacert {folder}/roots.pem -cert {folder}/cert.pem \\\n    \
+                     -key {folder}/key.pem {address} {method}"
+                )
+            }
+            None => format!("omni{data} call {method}"),
+        }
     }
 }

@@ -23,7 +23,7 @@ use crate::Error;
 pub const DEFAULTS: &str = include_str!("defaults.toml");
 
 /// Parts of a key's last segment that make its value a secret.
-const SECRET_KEYS: [&str; 4] = ["secret", "password", "token", "database"];
+const SECRET_KEYS: [&str; 5] = ["secret", "password", "token", "key", "database"];
 
 /// The configuration of one process, valid ever after it was loaded.
 #[derive(Clone, Debug, Deserialize)]
@@ -290,13 +290,11 @@ impl Config {
         known.extend(sections.iter().map(|s| (*s).to_owned()));
         known.extend(["advertise", "instances", "intentions", "routes"].map(str::to_owned));
         for layer in given {
-            if let Some((key, value)) =
-                layer.values.iter().find(|(k, _)| !known.contains(&first(k)))
-            {
-                let value = mask(key, value);
+            if let Some(key) = layer.values.keys().find(|key| !known.contains(&first(key))) {
                 return Err(Error::setting(
                     key,
-                    value,
+                    // Not shown: a misspelt key may be a secret's.
+                    "…",
                     format!("no such setting (from {}); `omni config show` lists them", layer.name),
                 ));
             }

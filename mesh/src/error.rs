@@ -26,14 +26,14 @@ pub enum Error {
         source: std::io::Error,
     },
     /// An address can't be bound.
-    #[error(
-        "{service} can't listen on {address}: {source}; set `services.{service}.port` to a free port, or to 0 for any"
-    )]
+    #[error("{what} can't listen on {address}: {source}; set `{setting}` to a free port, or to 0")]
     Bind {
-        /// Who wanted to listen.
-        service: String,
+        /// What wanted to listen.
+        what: String,
         /// Where.
         address: SocketAddr,
+        /// The setting that says where.
+        setting: String,
         /// Why not.
         source: std::io::Error,
     },

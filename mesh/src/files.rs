@@ -26,8 +26,9 @@ impl Changes {
     }
 }
 
-/// Watches `folder` and what is below it. Files that are closed after writing
-/// are reported too: that is how the end of the process that held one shows.
+/// Watches the files in `folder`, not those below it. Files that are closed after
+/// writing are reported too: that is how the end of the process that held one
+/// shows.
 ///
 /// # Errors
 /// When the folder can't be watched.
@@ -48,7 +49,7 @@ pub(crate) fn watch(folder: &Path) -> Result<Changes, Error> {
         }
     })
     .map_err(failed)?;
-    watcher.watch(folder, RecursiveMode::Recursive).map_err(failed)?;
+    watcher.watch(folder, RecursiveMode::NonRecursive).map_err(failed)?;
     Ok(Changes { notify, _watcher: watcher })
 }
 

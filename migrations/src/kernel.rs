@@ -45,16 +45,6 @@ impl MigrationTrait for CreateOutboxAndInbox {
                     .primary_key(Index::create().col("consumer").col("source").col("event_id"))
                     .to_owned(),
             )
-            .await?;
-        // The inbox is cleaned by age.
-        manager
-            .create_index(
-                Index::create()
-                    .name("inbox_handled_at")
-                    .table("inbox")
-                    .col("handled_at")
-                    .to_owned(),
-            )
             .await
     }
 }

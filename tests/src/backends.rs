@@ -165,7 +165,10 @@ impl Backends {
             Self::Real(told) => {
                 let address = &told["CONSUL_HTTP_ADDR"];
                 let url = format!("{address}/v1/connect/ca/configuration");
-                let client = reqwest::Client::new();
+                let client = reqwest::Client::builder()
+                    .use_rustls_tls()
+                    .build()
+                    .expect("rustls is built in");
                 let now = client.get(&url).send().await.expect("Consul answers");
                 let now: serde_json::Value =
                     serde_json::from_slice(&now.bytes().await.expect("the answer is whole"))

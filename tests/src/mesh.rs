@@ -63,9 +63,10 @@ impl Mesh {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let data = tempfile::tempdir().expect("there is room");
         let backends = Backends::start(layout, data.path()).await;
+        let http = reqwest::Client::builder().use_rustls_tls().build().expect("rustls is built in");
         let (traces, otlp) = match &backends {
             Backends::Real(told) => (
-                Traces::Jaeger(told["JAEGER_QUERY"].clone()),
+                Traces::Jaeger(told["JAEGER_QUERY"].clone(), http.clone()),
                 told["OTEL_EXPORTER_OTLP_ENDPOINT"].clone(),
             ),
             _ => Traces::collect().await,
@@ -90,15 +91,8 @@ impl Mesh {
         ] {
             settings.insert(name.to_owned(), value.to_owned());
         }
-        let mesh = Self {
-            layout,
-            backends,
-            traces,
-            settings,
-            processes: Mutex::default(),
-            http: reqwest::Client::new(),
-            data,
-        };
+        let mesh =
+            Self { layout, backends, traces, settings, processes: Mutex::default(), http, data };
         mesh.write_policy("");
         for process in layout.processes() {
             mesh.start_process(process);
@@ -215,15 +209,21 @@ impl Mesh {
     /// # Errors
     /// When the call fails.
     pub fn call(&self, method: &str, request: &Value) -> Result<Value, String> {
-        self.call_as("operator", method, request)
+        self.call_with(&[], method, request)
     }
 
-    /// As [`Mesh::call`], as somebody else.
+    /// As [`Mesh::call`], with further flags.
     ///
     /// # Errors
     /// When the call fails.
-    pub fn call_as(&self, who: &str, method: &str, request: &Value) -> Result<Value, String> {
-        let output = self.omni(&["call", "--json", "--as", who, method, &request.to_string()]);
+    pub fn call_with(
+        &self,
+        flags: &[&str],
+        method: &str,
+        request: &Value,
+    ) -> Result<Value, String> {
+        let request = request.to_string();
+        let output = self.omni(&[&["call", "--json"], flags, &[method, &request]].concat());
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
         }

@@ -29,8 +29,8 @@ pub struct Span {
 pub enum Traces {
     /// Spans collected here, each with its trace's id.
     Collected(Arc<Mutex<Vec<(String, Span)>>>),
-    /// Jaeger, by the address of its query API.
-    Jaeger(String),
+    /// Jaeger, by the address of its query API, and a client to ask it.
+    Jaeger(String, reqwest::Client),
 }
 
 impl Traces {
@@ -60,8 +60,9 @@ impl Traces {
                 let of_trace = spans.iter().filter(|(trace, _)| trace == trace_id);
                 of_trace.map(|(_, span)| span.clone()).collect()
             }
-            Self::Jaeger(address) => {
-                let answer = reqwest::get(format!("{address}/api/traces/{trace_id}")).await;
+            Self::Jaeger(address, client) => {
+                let trace = format!("{address}/api/traces/{trace_id}");
+                let answer = client.get(trace).send().await;
                 let answer = answer.expect("Jaeger answers").bytes().await;
                 let answer = answer.expect("the answer is whole");
                 read_jaeger(&serde_json::from_slice(&answer).expect("Jaeger answers JSON"))

@@ -39,7 +39,7 @@ pub async fn a_denied_call_is_in_the_trail(layout: Layout) {
     let since = chrono::Utc::now().to_rfc3339();
     let method = "omnibridge.hooks.v1.HookReceiver/ListHooks";
     // Audit has an identity, but declares no need to call hook-receiver.
-    let denied = mesh.call_as("audit", method, &json!({})).unwrap_err();
+    let denied = mesh.call_with(&["--as-service", "audit"], method, &json!({})).unwrap_err();
     assert!(denied.contains("PERMISSION_DENIED"), "{denied}");
     let request = json!({ "outcome": "OUTCOME_DENIED", "time": { "start": since } });
     let entry = until("the denial is in the trail", || async {

@@ -17,7 +17,7 @@ use tonic_types::StatusExt as _;
 use self::codec::DynamicCodec;
 use crate::{
     args::{Call, Common},
-    config,
+    certs, config,
     operator::Operator,
     output,
 };
@@ -29,7 +29,8 @@ const MAX_ANSWER: usize = 64 * 1024 * 1024;
 pub(crate) async fn run(common: &Common, args: &Call) -> anyhow::Result<()> {
     let (service_name, method_name) = split(&args.method)?;
     let config = config::load(common, &[])?;
-    let operator = Operator::new(&config, &args.operator).await?;
+    let name = args.as_service.clone().unwrap_or_else(|| certs::operator(&args.operator));
+    let operator = Operator::new(&config, &name).await?;
     let service = match &args.service {
         Some(service) => service.clone(),
         None => find(operator.registry.as_ref(), service_name).await?,

@@ -87,7 +87,7 @@ impl MeshOfTwo {
         Self {
             gateway,
             receiver,
-            http: reqwest::Client::new(),
+            http: reqwest::Client::builder().use_rustls_tls().build().expect("rustls is built in"),
             process,
             gateway_runs: Some(gateway_runs),
             receiver_runs: Some(receiver_runs),

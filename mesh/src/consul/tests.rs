@@ -61,7 +61,7 @@ async fn a_blocking_query_that_hangs_ends_by_its_own_deadline() {
     let agent = FakeConsul::start().await;
     agent.hang();
     let consul = Consul {
-        http: reqwest::Client::new(),
+        http: reqwest::Client::builder().use_rustls_tls().build().expect("rustls is built in"),
         address: agent.url().replace("consul:", "http:"),
         wait: Duration::from_millis(200),
     };

@@ -139,6 +139,33 @@ impl DevAuthority {
         })
     }
 
+    /// Keeps a leaf for `name` in `folder`, for programs that read files: issues it
+    /// anew at half its life, and when the roots change. Runs until dropped.
+    ///
+    /// # Errors
+    /// When the CA's folder can't be watched, or the first leaf can't be written.
+    pub async fn keep_issued(&self, name: &str, folder: &Path) -> Result<(), Error> {
+        let mut changes = files::watch(&self.folder)?;
+        let mut roots = String::new();
+        loop {
+            let due = tokio::time::sleep(self.leaf_ttl / 2);
+            tokio::pin!(due);
+            let issued = self.issue(name)?;
+            roots.clone_from(&issued.roots);
+            write_issued(&issued, folder)?;
+            loop {
+                tokio::select! {
+                    () = &mut due => break,
+                    () = changes.changed() => {
+                        if self.read("roots.pem").is_ok_and(|now| now != roots) {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     fn material(&self, name: &str) -> Result<Material, Error> {
         let issued = self.issue(name)?;
         Material::from_pem(&issued.chain, &issued.key, &issued.roots)

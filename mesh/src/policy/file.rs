@@ -41,12 +41,18 @@ pub fn watch_file(
     )?;
     let declared = declared.to_vec();
     tokio::spawn(async move {
+        // Neighbours of the file change more often than it does.
+        let mut last = None;
         loop {
             tokio::select! {
                 () = changes.changed() => {}
                 () = policy.closed() => return,
             }
             let read = tokio::fs::read_to_string(&file).await.map_err(|e| e.to_string());
+            if last.as_ref() == Some(&read) {
+                continue;
+            }
+            last = Some(read.clone());
             match read.and_then(|text| toml::from_str::<Live>(&text).map_err(|e| e.to_string())) {
                 Ok(live) => {
                     policy.send_replace(Arc::new(Policy {

@@ -22,6 +22,8 @@ const QUEUE: usize = 8;
 /// the next.
 const TIMEOUT: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long leaving it in the outbox may take.
+const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One instance's teller.
 pub(super) struct Lifecycle {
@@ -67,7 +69,10 @@ impl Lifecycle {
                 let work = outbox
                     .store()
                     .transaction(move |tx| Box::pin(async move { inside.add(tx, outgoing).await }));
-                work.await
+                // A database that hangs must not hold up a drain.
+                tokio::time::timeout(STORE_TIMEOUT, work).await.unwrap_or_else(|_| {
+                    Err(Error::Store(format!("no answer within {STORE_TIMEOUT:?}")))
+                })
             }
         }
     }

@@ -68,7 +68,12 @@ impl Process {
         let interceptors = Interceptors::default();
         let metrics = interceptors.attach(Arc::new(Metrics::new()));
         let admin = Admin::new(telemetry.clone());
-        let listener = bind("admin", (config.admin_bind, admin_port).into()).await?;
+        let listener = bind(
+            "the admin port",
+            (config.admin_bind, admin_port).into(),
+            "services.NAME.admin_port",
+        )
+        .await?;
         let admin_address = listener.local_addr().map_err(Error::file("the admin port"))?;
         let tasks = TaskTracker::new();
         let stop_admin = CancellationToken::new();
@@ -151,8 +156,13 @@ impl Process {
     }
 }
 
-/// Listens at `address` for `service`.
-pub(super) async fn bind(service: &str, address: SocketAddr) -> Result<TcpListener, Error> {
-    let failed = |source| Error::Bind { service: service.to_owned(), address, source };
+/// Listens at `address`, which `setting` says, for `what`.
+pub(super) async fn bind(
+    what: &str,
+    address: SocketAddr,
+    setting: &str,
+) -> Result<TcpListener, Error> {
+    let (what, setting) = (what.to_owned(), setting.to_owned());
+    let failed = |source| Error::Bind { what, address, setting, source };
     TcpListener::bind(address).await.map_err(failed)
 }

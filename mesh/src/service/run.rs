@@ -109,11 +109,20 @@ impl Running {
             stopping: CancellationToken::new(),
         };
         let surface = service.start(&context).await?;
-        let listener = bind(name, (config.bind, config.port(name)).into()).await?;
+        let setting = format!("services.{name}.port");
+        let listener = bind(name, (config.bind, config.port(name)).into(), &setting).await?;
         let bound = listener.local_addr().map_err(Error::file("the mesh port"))?;
         let address = (advertised(config)?, bound.port()).into();
         let stop_server = CancellationToken::new();
-        let server = serve(process, &context, identity, surface, listener, stop_server.clone())?;
+        let server = serve(
+            process,
+            &context,
+            descriptor.grpc_services,
+            identity,
+            surface,
+            listener,
+            stop_server.clone(),
+        )?;
 
         process.readiness.set(name, true).await;
         let registration = process
@@ -182,6 +191,7 @@ impl Running {
 fn serve(
     process: &Process,
     context: &Context,
+    grpc_services: &[&str],
     identity: Identity,
     surface: Surface,
     listener: TcpListener,
@@ -197,7 +207,10 @@ fn serve(
                 context.stopping(),
             ));
             let reflection = tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(api::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(api::DESCRIPTORS);
+            let reflection = grpc_services
+                .iter()
+                .fold(reflection, |reflection, service| reflection.with_service_name(*service))
                 .build_v1()
                 .map_err(|why| Error::Registry(format!("reflection: {why}")))?;
             let app = server::stack(
@@ -212,7 +225,8 @@ fn serve(
         Surface::Http(router) => (Security::Edge, server::app(router)),
     };
     let limits = context.config.limits.clone();
-    let grace = context.config.drain_timeout - flush_time(&context.config);
+    // The rest is for tasks and for the outbox.
+    let grace = context.config.drain_timeout - 2 * flush_time(&context.config);
     Ok(tokio::spawn(serve_app(listener, security, limits, app, stop, grace)))
 }
 

@@ -4,10 +4,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use sea_orm::{DatabaseTransaction, DbErr, TransactionTrait as _};
 use tokio::sync::oneshot;
 
-use super::writer::{Settle, Writer, end_savepoint, failed};
+use super::writer::{Job, Settle, Writer, end_savepoint, failed};
 use crate::Error;
 
 /// How many items may wait; more are refused.
@@ -75,13 +76,9 @@ impl<B: Batch> Batcher<B> {
             first
         };
         if first {
-            let shared = self.shared.clone();
-            let job = self.writer.submit(Box::new(move |tx| Box::pin(shared.drain(tx))));
+            let job = self.writer.submit(Box::new(Drain(self.shared.clone())));
             if job.is_err() {
-                for (_, answer) in self.shared.take() {
-                    // Who asked may have gone.
-                    let _ = answer.send(Err(Error::WriterFull));
-                }
+                self.shared.fail(|| Error::WriterFull);
             }
         }
         let mut outcomes = Vec::with_capacity(count);
@@ -92,9 +89,30 @@ impl<B: Batch> Batcher<B> {
     }
 }
 
+/// Writes what waits by the time it runs.
+struct Drain<B: Batch>(Arc<Shared<B>>);
+
+impl<B: Batch> Job for Drain<B> {
+    fn run<'t>(self: Box<Self>, tx: &'t DatabaseTransaction) -> BoxFuture<'t, Settle> {
+        Box::pin(self.0.drain(tx))
+    }
+
+    fn fail(self: Box<Self>, why: &DbErr) {
+        self.0.fail(|| failed(why));
+    }
+}
+
 impl<B: Batch> Shared<B> {
     fn take(&self) -> Waiting<B> {
         std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Answers all that waits by now with an error.
+    fn fail(&self, why: impl Fn() -> Error) {
+        for (_, answer) in self.take() {
+            // Who asked may have gone.
+            let _ = answer.send(Err(why()));
+        }
     }
 
     /// Writes all that waits by now.

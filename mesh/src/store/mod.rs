@@ -3,6 +3,8 @@
 
 mod batch;
 mod open;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::path::PathBuf;
@@ -55,7 +57,7 @@ impl Store {
         migrations: Migrations,
     ) -> Result<Self, Error> {
         let url = config.database_url();
-        let (read, write, lead) = match url.split_once(':') {
+        let (read, write, options, lead) = match url.split_once(':') {
             Some(("sqlite", folder)) => {
                 let folder = match folder {
                     "" => config.data.join("db"),
@@ -66,8 +68,8 @@ impl Store {
             }
             Some(("postgres" | "postgresql", _)) => {
                 let schema = service.replace('-', "_");
-                let (read, write) = open::postgres(url, &schema, migrations).await?;
-                (read, write, Lead::Postgres { url: url.to_owned(), schema })
+                let (read, write, options) = open::postgres(url, &schema, migrations).await?;
+                (read, write, options, Lead::Postgres { url: url.to_owned(), schema })
             }
             _ => {
                 return Err(Error::setting(
@@ -77,7 +79,7 @@ impl Store {
                 ));
             }
         };
-        Ok(Self { read, writer: Writer::start(write), lead })
+        Ok(Self { read, writer: Writer::start(write, options), lead })
     }
 
     /// Opens the SQLite database at `file`, whose folder is there.
@@ -85,9 +87,9 @@ impl Store {
     /// # Errors
     /// When it can't be opened or migrated.
     pub(crate) async fn open_file(file: PathBuf, migrations: Migrations) -> Result<Self, Error> {
-        let (read, write) = open::sqlite(&file, migrations).await?;
+        let (read, write, options) = open::sqlite(&file, migrations).await?;
         let lead = Lead::File(file.with_extension("relay.lock"));
-        Ok(Self { read, writer: Writer::start(write), lead })
+        Ok(Self { read, writer: Writer::start(write, options), lead })
     }
 
     /// For queries. They see what was committed, and don't wait for writes.

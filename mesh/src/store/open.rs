@@ -28,14 +28,15 @@ impl MigratorTraitSelf for Migrator {
     }
 }
 
-/// Opens the SQLite database at `file` for reading and for writing.
+/// Opens the SQLite database at `file` for reading and for writing; the options
+/// are what the writer was opened with.
 ///
 /// WAL lets reads go on beside the one writer; `synchronous = FULL` makes each
 /// commit durable before it is answered.
 pub(crate) async fn sqlite(
     file: &Path,
     migrations: Migrations,
-) -> Result<(DatabaseConnection, DatabaseConnection), Error> {
+) -> Result<(DatabaseConnection, DatabaseConnection, ConnectOptions), Error> {
     let lock = file.with_extension("migrate.lock");
     let _lock = tokio::task::spawn_blocking(move || files::lock(&lock))
         .await
@@ -54,15 +55,15 @@ pub(crate) async fn sqlite(
     let write = Database::connect(options(1)).await?;
     Migrator(migrations).up(&write, None).await?;
     let read = Database::connect(options(READERS)).await?;
-    Ok((read, write))
+    Ok((read, write, options(1)))
 }
 
-/// Opens `schema` of the PostgreSQL database at `url` for reading and writing.
+/// As [`sqlite`], for `schema` of the PostgreSQL database at `url`.
 pub(super) async fn postgres(
     url: &str,
     schema: &str,
     migrations: Migrations,
-) -> Result<(DatabaseConnection, DatabaseConnection), Error> {
+) -> Result<(DatabaseConnection, DatabaseConnection, ConnectOptions), Error> {
     let migrate = postgres_single(url, schema).await?;
     let statement =
         |sql: &str| Statement::from_sql_and_values(DbBackend::Postgres, sql, [schema.into()]);
@@ -75,12 +76,13 @@ pub(super) async fn postgres(
     // Closing the session gives the lock back.
     migrate.close().await?;
 
-    let open = |connections: u32| {
+    let options = |connections: u32| {
         let mut options = options(url, connections);
         options.set_schema_search_path(schema);
-        Database::connect(options)
+        options
     };
-    Ok((open(READERS).await?, open(1).await?))
+    let read = Database::connect(options(READERS)).await?;
+    Ok((read, Database::connect(options(1)).await?, options(1)))
 }
 
 /// One connection to `schema` that is never replaced by another: what its

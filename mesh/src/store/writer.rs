@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use sea_orm::{
-    DatabaseConnection, DatabaseTransaction, DbErr, SqliteTransactionMode, TransactionOptions,
-    TransactionTrait as _,
+    ConnectOptions, Database, DatabaseConnection, DatabaseTransaction, DbErr,
+    SqliteTransactionMode, TransactionOptions, TransactionTrait as _,
 };
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
@@ -18,28 +18,35 @@ const QUEUE: usize = 4096;
 /// How many jobs one transaction takes.
 const GROUP: usize = 512;
 
-/// Work inside the shared transaction; what it returns is called with the
-/// outcome of the commit.
-pub(super) type Job =
-    Box<dyn for<'t> FnOnce(&'t DatabaseTransaction) -> BoxFuture<'t, Settle> + Send>;
+/// Work inside the shared transaction. Whatever becomes of it, those who wait
+/// for it are answered.
+pub(super) trait Job: Send {
+    /// Does the work, and returns what is called with the commit's outcome.
+    fn run<'t>(self: Box<Self>, tx: &'t DatabaseTransaction) -> BoxFuture<'t, Settle>;
+    /// There is no transaction to work in.
+    fn fail(self: Box<Self>, why: &DbErr);
+}
+
+/// Answers those who wait, by the outcome of the commit.
 pub(super) type Settle = Box<dyn FnOnce(Result<(), &DbErr>) + Send>;
 
 /// A handle to the writer. It works until [`Writer::stop`].
 #[derive(Clone)]
 pub(super) struct Writer {
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::Sender<Box<dyn Job>>,
     commits: watch::Receiver<u64>,
     task: Arc<Mutex<Option<TaskTracker>>>,
     stop: tokio_util::sync::CancellationToken,
 }
 
 impl Writer {
-    pub(super) fn start(connection: DatabaseConnection) -> Self {
+    /// Writes by `connection`, which `options` open again after a failed commit.
+    pub(super) fn start(connection: DatabaseConnection, options: ConnectOptions) -> Self {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (committed, commits) = watch::channel(0);
         let stop = tokio_util::sync::CancellationToken::new();
         let task = TaskTracker::new();
-        task.spawn(run(connection, queue, committed, stop.clone()));
+        task.spawn(run(connection, options, queue, committed, stop.clone()));
         task.close();
         Self { jobs, commits, task: Arc::new(Mutex::new(Some(task))), stop }
     }
@@ -48,7 +55,7 @@ impl Writer {
         self.commits.clone()
     }
 
-    pub(super) fn submit(&self, job: Job) -> Result<(), Error> {
+    pub(super) fn submit(&self, job: Box<dyn Job>) -> Result<(), Error> {
         self.jobs.try_send(job).map_err(|why| match why {
             mpsc::error::TrySendError::Full(_) => Error::WriterFull,
             mpsc::error::TrySendError::Closed(_) => Error::WriterStopped,
@@ -62,26 +69,7 @@ impl Writer {
         F: for<'t> FnOnce(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
-        self.submit(Box::new(move |tx| {
-            Box::pin(async move {
-                let outcome = match tx.begin().await {
-                    Ok(savepoint) => {
-                        let outcome = work(&savepoint).await;
-                        end_savepoint(savepoint, outcome).await
-                    }
-                    Err(why) => Err(Error::from(why).into()),
-                };
-                let settle: Settle = Box::new(move |committed| {
-                    let outcome = match committed {
-                        Ok(()) => outcome,
-                        Err(why) => outcome.and(Err(failed(why).into())),
-                    };
-                    // Who asked may have gone; the work is done all the same.
-                    let _ = answer.send(outcome);
-                });
-                settle
-            })
-        }))?;
+        self.submit(Box::new(Transaction { work, answer }))?;
         answered.await.unwrap_or_else(|_| Err(Error::WriterStopped.into()))
     }
 
@@ -91,6 +79,46 @@ impl Writer {
         if let Some(task) = self.task.lock().await.take() {
             task.wait().await;
         }
+    }
+}
+
+/// Work in a savepoint of its own, for one who waits.
+struct Transaction<F, T, E> {
+    work: F,
+    answer: oneshot::Sender<Result<T, E>>,
+}
+
+impl<F, T, E> Job for Transaction<F, T, E>
+where
+    T: Send + 'static,
+    E: From<Error> + Send + 'static,
+    F: for<'t> FnOnce(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>> + Send + 'static,
+{
+    fn run<'t>(self: Box<Self>, tx: &'t DatabaseTransaction) -> BoxFuture<'t, Settle> {
+        Box::pin(async move {
+            let Self { work, answer } = *self;
+            let outcome = match tx.begin().await {
+                Ok(savepoint) => {
+                    let outcome = work(&savepoint).await;
+                    end_savepoint(savepoint, outcome).await
+                }
+                Err(why) => Err(Error::from(why).into()),
+            };
+            let settle: Settle = Box::new(move |committed| {
+                let outcome = match committed {
+                    Ok(()) => outcome,
+                    Err(why) => outcome.and(Err(failed(why).into())),
+                };
+                // Who asked may have gone; the work is done all the same.
+                let _ = answer.send(outcome);
+            });
+            settle
+        })
+    }
+
+    fn fail(self: Box<Self>, why: &DbErr) {
+        // Who asked may have gone.
+        let _ = self.answer.send(Err(failed(why).into()));
     }
 }
 
@@ -109,8 +137,9 @@ pub(crate) async fn end_savepoint<T, E: From<Error>>(
 }
 
 async fn run(
-    connection: DatabaseConnection,
-    mut queue: mpsc::Receiver<Job>,
+    mut connection: DatabaseConnection,
+    options: ConnectOptions,
+    mut queue: mpsc::Receiver<Box<dyn Job>>,
     committed: watch::Sender<u64>,
     stop: tokio_util::sync::CancellationToken,
 ) {
@@ -123,15 +152,20 @@ async fn run(
                 continue;
             }
         }
-        let mut settles = Vec::with_capacity(group.len());
-        match commit(&connection, group.drain(..), &mut settles).await {
-            Ok(()) => {
+        match commit(&connection, &mut group).await {
+            Ok(settles) => {
                 committed.send_modify(|count| *count += 1);
                 settles.into_iter().for_each(|settle| settle(Ok(())));
             }
-            Err(why) => {
-                tracing::error!(%why, jobs = settles.len(), "a group wasn't committed");
+            Err(Failed { why, settles }) => {
+                let jobs = group.len() + settles.len();
+                tracing::error!(%why, jobs, "a group wasn't committed");
+                group.drain(..).for_each(|job| job.fail(&why));
+                let tried = !settles.is_empty();
                 settles.into_iter().for_each(|settle| settle(Err(&why)));
+                if tried {
+                    connection = reopen(connection, &options).await;
+                }
             }
         }
     }
@@ -139,22 +173,52 @@ async fn run(
     let _ = connection.close().await;
 }
 
+/// Why a group wasn't committed, and who waits for its outcome.
+struct Failed {
+    why: DbErr,
+    settles: Vec<Settle>,
+}
+
+/// Commits `group` as one transaction. Without a transaction it stays as it is.
 async fn commit(
     connection: &DatabaseConnection,
-    group: impl Iterator<Item = Job>,
-    settles: &mut Vec<Settle>,
-) -> Result<(), DbErr> {
+    group: &mut Vec<Box<dyn Job>>,
+) -> Result<Vec<Settle>, Failed> {
     // IMMEDIATE takes SQLite's write lock at once: a transaction that began by
     // reading couldn't wait for it. PostgreSQL passes it over.
     let options = TransactionOptions {
         sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
         ..Default::default()
     };
-    let tx = connection.begin_with_options(options).await?;
-    for job in group {
-        settles.push(job(&tx).await);
+    let mut settles = Vec::with_capacity(group.len());
+    let tx = match connection.begin_with_options(options).await {
+        Ok(tx) => tx,
+        Err(why) => return Err(Failed { why, settles }),
+    };
+    for job in group.drain(..) {
+        settles.push(job.run(&tx).await);
     }
-    tx.commit().await
+    match tx.commit().await {
+        Ok(()) => Ok(settles),
+        Err(why) => Err(Failed { why, settles }),
+    }
+}
+
+/// A connection in place of one whose commit failed: what it believes to be on
+/// disk may not be, and opening it anew reads what is. Where that fails too, the
+/// old one stays, and the next group tries again.
+async fn reopen(old: DatabaseConnection, options: &ConnectOptions) -> DatabaseConnection {
+    match Database::connect(options.clone()).await {
+        Ok(new) => {
+            // It has failed already; there is nothing more to learn from it.
+            let _ = old.close().await;
+            new
+        }
+        Err(why) => {
+            tracing::error!(%why, "the database can't be opened again yet");
+            old
+        }
+    }
 }
 
 /// A commit that failed, for each of those who wait for it.

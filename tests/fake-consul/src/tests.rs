@@ -8,7 +8,8 @@ use crate::FakeConsul;
 
 async fn get(consul: &FakeConsul, path: &str) -> (u64, Value) {
     let url = format!("http://{}/v1/{path}", consul.address);
-    let answer = reqwest::get(url).await.unwrap();
+    let answer =
+        reqwest::Client::builder().use_rustls_tls().build().unwrap().get(url).send().await.unwrap();
     let index = answer.headers()["X-Consul-Index"].to_str().unwrap();
     let index = index.parse().unwrap();
     let body = answer.bytes().await.unwrap();
