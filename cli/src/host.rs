@@ -1,6 +1,6 @@
 //! Running services in this process, for `up` and `serve`.
 
-use std::sync::Arc;
+use std::{io::Write as _, sync::Arc};
 
 use anyhow::Context as _;
 use mesh::{
@@ -34,7 +34,8 @@ pub(crate) async fn serve(common: &Common, args: &Serve) -> anyhow::Result<()> {
     let admin_port = args.admin_port.unwrap_or_else(|| config.admin_port(&args.names[0]));
     let progress: Progress = Arc::new(|name, stage| {
         if let Stage::Ready(address) = stage {
-            println!("{name} is ready at {address}");
+            // A reader that is gone doesn't stop the services.
+            let _ = writeln!(std::io::stdout(), "{name} is ready at {address}");
         }
     });
     run(config, services, admin_port, progress, |_| Ok(())).await

@@ -166,7 +166,7 @@ pub struct ServiceConfig {
 }
 
 /// One source of settings, by flattened key.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Layer {
     name: String,
     values: BTreeMap<String, String>,
@@ -379,6 +379,13 @@ fn mask(key: &str, value: &str) -> String {
         "********".to_owned()
     } else {
         value.to_owned()
+    }
+}
+
+impl std::fmt::Debug for Layer {
+    /// Without the values: there are secrets among them.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Layer").field("name", &self.name).finish_non_exhaustive()
     }
 }
 

@@ -1,8 +1,11 @@
 //! Events on their way out, kept in the transaction of the state they report.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -84,6 +87,11 @@ pub struct Outbox {
     limit: u64,
     pending: Arc<AtomicU64>,
 }
+
+/// How many bytes of bodies are read at once, and in how many rows: bodies of a
+/// whole batch need not fit into memory.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+const CHUNK: usize = 16;
 
 /// An event that waits in the outbox.
 pub(super) struct Pending {
@@ -167,25 +175,25 @@ impl Outbox {
         Ok(count)
     }
 
-    /// The oldest `limit` events, in order.
+    /// The oldest events, in order: `limit` of them, or fewer where their bodies
+    /// are large.
     pub(super) async fn oldest(&self, limit: u64) -> Result<Vec<Pending>, Error> {
         let read = self.store.read();
         let rows =
             row::Entity::find().order_by_asc(row::Column::Seq).limit(limit).all(read).await?;
-        let ids: Vec<&str> = rows.iter().filter_map(|row| row.body_of.as_deref()).collect();
-        let mut stored = self.stored(read, &ids).await?;
         let mut pending = Vec::with_capacity(rows.len());
-        for row in rows {
-            let attributes: Attributes = serde_json::from_str(&row.attributes)
-                .map_err(|why| Error::Event(format!("outbox row {}: {why}", row.seq)))?;
-            let data = match row.body_of {
-                None => row.data.unwrap_or_default(),
-                Some(id) => stored.remove(&id).ok_or_else(|| {
-                    Error::Event(format!("outbox row {}: its body `{id}` is gone", row.seq))
-                })?,
-            };
-            let event = Event { attributes, data: data.into() };
-            pending.push(Pending { seq: row.seq, record: Record { topic: row.topic, event } });
+        let mut bytes = 0;
+        for rows in rows.chunks(CHUNK) {
+            if bytes >= BATCH_BYTES {
+                break;
+            }
+            let ids: Vec<&str> = rows.iter().filter_map(|row| row.body_of.as_deref()).collect();
+            let stored = self.stored(read, &ids).await?;
+            for row in rows {
+                let next = to_pending(row, &stored)?;
+                bytes += next.record.event.data.len();
+                pending.push(next);
+            }
         }
         Ok(pending)
     }
@@ -194,7 +202,7 @@ impl Outbox {
         &self,
         read: &impl ConnectionTrait,
         ids: &[&str],
-    ) -> Result<std::collections::HashMap<String, Vec<u8>>, Error> {
+    ) -> Result<HashMap<String, Vec<u8>>, Error> {
         let Some(bodies) = self.bodies.filter(|_| !ids.is_empty()) else {
             return Ok(Default::default());
         };
@@ -228,4 +236,17 @@ impl Outbox {
         let _ = self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left);
         Ok(())
     }
+}
+
+fn to_pending(row: &row::Model, stored: &HashMap<String, Vec<u8>>) -> Result<Pending, Error> {
+    let attributes: Attributes = serde_json::from_str(&row.attributes)
+        .map_err(|why| Error::Event(format!("outbox row {}: {why}", row.seq)))?;
+    let data = match &row.body_of {
+        None => row.data.clone().unwrap_or_default(),
+        Some(id) => stored.get(id).cloned().ok_or_else(|| {
+            Error::Event(format!("outbox row {}: its body `{id}` is gone", row.seq))
+        })?,
+    };
+    let event = Event { attributes, data: data.into() };
+    Ok(Pending { seq: row.seq, record: Record { topic: row.topic.clone(), event } })
 }

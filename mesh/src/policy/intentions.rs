@@ -119,9 +119,10 @@ impl Intentions {
     ) -> Self {
         let mut table = Self::default();
         for intention in intentions {
+            // With both, the permissions count: the more exact say.
             let rule = match intention.action {
-                Some(action) => Rule::All(action),
-                None => Rule::First(intention.permissions),
+                Some(action) if intention.permissions.is_empty() => Rule::All(action),
+                _ => Rule::First(intention.permissions),
             };
             table
                 .by_destination

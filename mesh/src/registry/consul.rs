@@ -167,7 +167,8 @@ fn registration(
 ) -> Result<RegisterServiceRequest, Error> {
     let check = instance.admin.map(|admin| AgentServiceCheck {
         name: Some("gRPC health on the admin port".to_owned()),
-        grpc: Some(admin.to_string()),
+        // The service by name: its neighbours in the process may be unready.
+        grpc: Some(format!("{admin}/{}", instance.service)),
         interval: Some(go_duration(settings.check_interval)),
         status: Some("passing".to_owned()),
         deregister_critical_service_after: Some(go_duration(settings.deregister_after)),

@@ -1,13 +1,11 @@
 //! The admin port of a process: gRPC health for Consul, `/livez`, `/readyz` and
 //! `/metrics`. Loopback unless configured otherwise.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{Json, Router, extract::State, response::IntoResponse, routing::get};
 use http::StatusCode;
+use tokio::sync::Mutex;
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -18,25 +16,20 @@ use crate::{Error, telemetry::Telemetry};
 #[derive(Clone)]
 pub struct Readiness {
     health: HealthReporter,
-    services: Arc<RwLock<BTreeMap<String, bool>>>,
+    services: Arc<Mutex<BTreeMap<String, bool>>>,
 }
 
 impl Readiness {
     /// Says whether `service` is ready, to gRPC health and to `/readyz`.
     pub async fn set(&self, service: &str, ready: bool) {
-        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-        self.health.set_service_status(service, status).await;
-        let all = {
-            let mut services = self.services.write().unwrap_or_else(PoisonError::into_inner);
-            services.insert(service.to_owned(), ready);
-            services.values().all(|ready| *ready)
-        };
-        let all = if all { ServingStatus::Serving } else { ServingStatus::NotServing };
-        self.health.set_service_status("", all).await;
-    }
-
-    fn of_all(&self) -> BTreeMap<String, bool> {
-        self.services.read().unwrap_or_else(PoisonError::into_inner).clone()
+        // Held over both, so that of two changes the later one is told last.
+        let mut services = self.services.lock().await;
+        services.insert(service.to_owned(), ready);
+        let all = services.values().all(|ready| *ready);
+        for (name, ready) in [(service, ready), ("", all)] {
+            let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+            self.health.set_service_status(name, status).await;
+        }
     }
 }
 
@@ -50,8 +43,9 @@ pub struct Admin {
 
 impl Admin {
     /// An admin port that shows `telemetry`'s metrics.
-    pub fn new(telemetry: Arc<Telemetry>) -> Self {
+    pub async fn new(telemetry: Arc<Telemetry>) -> Self {
         let (health, server) = tonic_health::server::health_reporter();
+        health.set_service_status("", ServingStatus::NotServing).await;
         let readiness = Readiness { health, services: Arc::default() };
         let pages = Router::new()
             .route("/livez", get(|| async { "alive\n" }))
@@ -63,7 +57,7 @@ impl Admin {
 }
 
 async fn readyz(State(readiness): State<Readiness>) -> impl IntoResponse {
-    let services = readiness.of_all();
+    let services = readiness.services.lock().await.clone();
     let ready = !services.is_empty() && services.values().all(|ready| *ready);
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(services))

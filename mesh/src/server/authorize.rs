@@ -12,9 +12,10 @@ use tokio::sync::{mpsc, watch};
 use tonic::{Status, body::Body};
 use tower::Service;
 
-use super::Remote;
+use super::{Remote, context::Refused};
 use crate::{
     call::Call,
+    descriptors,
     identity::SpiffeId,
     policy::Policy,
     status::{Reason, status},
@@ -27,8 +28,8 @@ pub struct Denial {
     pub peer: String,
     /// Whom it forwarded; empty where nobody.
     pub caller: String,
-    /// The gRPC method path.
-    pub path: String,
+    /// The gRPC method path; `other` for one that the API hasn't.
+    pub path: &'static str,
     /// Why.
     pub reason: &'static str,
 }
@@ -58,6 +59,9 @@ impl<S> Authorize<S> {
             return Err(status(Reason::Denied, "the connection has no identity"));
         };
         let path = request.uri().path();
+        if let Some(Refused(reason)) = request.extensions().get() {
+            return Err(self.deny(&peer.id, None, &peer.id, path, reason));
+        }
         let caller = Call::current().caller.clone();
         let forwarded = caller.filter(|caller| *caller != peer.id);
         let policy = self.policy.borrow().clone();
@@ -89,7 +93,8 @@ impl<S> Authorize<S> {
         let denial = Denial {
             peer: peer.to_string(),
             caller,
-            path: path.chars().take(256).collect(),
+            // Not the caller's own words: equal denials must be counted as such.
+            path: descriptors::label(path),
             reason,
         };
         // Full means a flood of denials; it is logged and counted all the same.

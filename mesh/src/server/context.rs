@@ -6,7 +6,7 @@ use std::{
     task::{Context as TaskContext, Poll},
 };
 
-use futures::future::{BoxFuture, ready};
+use futures::future::BoxFuture;
 use http::{Request, Response};
 use tokio::time::Instant;
 use tonic::{Status, body::Body};
@@ -18,7 +18,6 @@ use crate::{
     call::{CALLER_HEADER, Call},
     client::{deadline, trace::TRACEPARENT},
     identity::SpiffeId,
-    status::{Reason, status},
     telemetry::trace::{self, Kind},
 };
 
@@ -52,10 +51,15 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let caller = match caller(&request) {
             Ok(caller) => caller,
-            Err(status) => return Box::pin(ready(Err(status))),
+            // Not answered here: the refusal is traced, counted and audited as
+            // any other.
+            Err(refused) => {
+                request.extensions_mut().insert(refused);
+                None
+            }
         };
         let parent =
             request.headers().get(TRACEPARENT).and_then(|value| trace::parse(value.to_str().ok()?));
@@ -97,17 +101,18 @@ where
     }
 }
 
+/// Why a forwarded caller isn't accepted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refused(pub(super) &'static str);
+
 /// The peer, or the one it forwards, if it may.
-fn caller(request: &Request<Body>) -> Result<Option<SpiffeId>, Status> {
+fn caller(request: &Request<Body>) -> Result<Option<SpiffeId>, Refused> {
     let peer = request.extensions().get::<Remote>().and_then(|remote| remote.peer.as_ref());
     let peer = peer.map(|peer| peer.id.clone());
     let mut forwarded = request.headers().get_all(CALLER_HEADER).iter();
     let Some(named) = forwarded.next() else { return Ok(peer) };
     let proxy = peer.as_ref().filter(|peer| PROXIES.contains(&peer.name()));
-    let Some(proxy) = proxy else {
-        let peer = peer.map(|peer| peer.to_string()).unwrap_or_default();
-        return Err(status(Reason::Denied, format!("{peer} may not forward `{CALLER_HEADER}`")));
-    };
+    let proxy = proxy.ok_or(Refused("it is no proxy and forwards a caller in `omni-caller`"))?;
     let named = named.to_str().ok().and_then(|named| named.parse::<SpiffeId>().ok());
     match named {
         Some(named)
@@ -115,9 +120,6 @@ fn caller(request: &Request<Body>) -> Result<Option<SpiffeId>, Status> {
         {
             Ok(Some(named))
         }
-        _ => Err(status(
-            Reason::Denied,
-            format!("`{CALLER_HEADER}` is not one SPIFFE id of this mesh"),
-        )),
+        _ => Err(Refused("`omni-caller` is not one SPIFFE id of this mesh")),
     }
 }

@@ -87,6 +87,7 @@ pub async fn serve<A>(
             Security::Edge | Security::Admin => None,
         },
         handshake_timeout: limits.handshake_timeout,
+        grace,
         stop: stop.clone(),
     });
     loop {
@@ -157,6 +158,8 @@ struct Acceptor {
     builder: auto::Builder<TokioExecutor>,
     tls: Option<(TlsAcceptor, Identity)>,
     handshake_timeout: Duration,
+    /// How long what is in flight on a connection may take to its end.
+    grace: Duration,
     stop: CancellationToken,
 }
 
@@ -227,7 +230,12 @@ impl Acceptor {
             ended = &mut connection => ended,
             () = &mut until => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                match tokio::time::timeout(self.grace, connection).await {
+                    Ok(ended) => ended,
+                    // A stream that goes on for ever must not outlive what
+                    // its connection was trusted by.
+                    Err(_) => return,
+                }
             }
         };
         if let Err(why) = ended {

@@ -61,7 +61,7 @@ async fn add(service: &str, outbox: &Outbox, denials: HashMap<Denial, i64>) -> R
             let message = AuditEvent {
                 actor: denial.peer,
                 on_behalf_of: denial.caller,
-                action: denial.path,
+                action: denial.path.to_owned(),
                 resource: service.to_owned(),
                 outcome: Outcome::Denied.into(),
                 reason: denial.reason.to_owned(),

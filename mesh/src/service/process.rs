@@ -67,7 +67,7 @@ impl Process {
         let telemetry = telemetry.into();
         let interceptors = Interceptors::default();
         let metrics = interceptors.attach(Arc::new(Metrics::new()));
-        let admin = Admin::new(telemetry.clone());
+        let admin = Admin::new(telemetry.clone()).await;
         let listener = bind(
             "the admin port",
             (config.admin_bind, admin_port).into(),
@@ -121,26 +121,42 @@ impl Process {
         progress: Progress,
         stop: CancellationToken,
     ) -> Result<(), Error> {
-        let mut running = JoinSet::new();
-        for service in services {
+        for service in &services {
             let name = service.descriptor().name;
             if !is_name(name) || is_operator_name(name) {
                 return Err(Error::Registry(format!("`{name}` can't name a service")));
             }
             self.readiness.set(name, false).await;
+        }
+        // Who only calls drains first: those it calls are there to the end.
+        let (called, callers): (Vec<_>, Vec<_>) =
+            services.into_iter().partition(|s| !s.descriptor().grpc_services.is_empty());
+        let stop_called = CancellationToken::new();
+        let mut running_callers = self.spawn(callers, &progress, &stop);
+        let mut running_called = self.spawn(called, &progress, &stop_called);
+        let callers = async {
+            let outcome = ended(&mut running_callers, &stop).await;
+            stop.cancelled().await;
+            stop_called.cancel();
+            outcome
+        };
+        let (callers, called) = tokio::join!(callers, ended(&mut running_called, &stop));
+        callers.and(called)
+    }
+
+    fn spawn(
+        self: &Arc<Self>,
+        services: Vec<Arc<dyn Service>>,
+        progress: &Progress,
+        stop: &CancellationToken,
+    ) -> JoinSet<Result<(), Error>> {
+        let mut running = JoinSet::new();
+        for service in services {
             let (process, progress, stop) = (self.clone(), progress.clone(), stop.clone());
             running
                 .spawn(async move { run::run(&process, service.as_ref(), &progress, stop).await });
         }
-        let mut outcome = Ok(());
-        while let Some(ended) = running.join_next().await {
-            let ended = ended.unwrap_or_else(|why| Err(Error::Registry(why.to_string())));
-            if let Err(why) = ended {
-                stop.cancel();
-                outcome = outcome.and(Err(why));
-            }
-        }
-        outcome
+        running
     }
 
     /// Closes the admin port and sends the last telemetry.
@@ -154,6 +170,22 @@ impl Process {
             telemetry.stop().await;
         }
     }
+}
+
+/// Waits for all of `running`; the first error stops the process.
+async fn ended(
+    running: &mut JoinSet<Result<(), Error>>,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
+    let mut outcome = Ok(());
+    while let Some(ended) = running.join_next().await {
+        let ended = ended.unwrap_or_else(|why| Err(Error::Registry(why.to_string())));
+        if let Err(why) = ended {
+            stop.cancel();
+            outcome = outcome.and(Err(why));
+        }
+    }
+    outcome
 }
 
 /// Listens at `address`, which `setting` says, for `what`.

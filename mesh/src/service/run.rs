@@ -179,9 +179,15 @@ impl Running {
         }
         self.lifecycle.tell(ServiceState::Stopped, &address).await;
         self.stop_relay.cancel();
-        self.relay.wait().await;
-        if let Some(outbox) = &self.context.outbox {
-            outbox.store().close().await;
+        let flushed = async {
+            self.relay.wait().await;
+            if let Some(outbox) = &self.context.outbox {
+                outbox.store().close().await;
+            }
+        };
+        // The relay ends by itself, but for a broker or a database that hangs.
+        if tokio::time::timeout(2 * flush_time(&process.config), flushed).await.is_err() {
+            tracing::warn!(service = self.name, "stopped before the outbox was flushed");
         }
         tracing::info!(service = self.name, "stopped");
     }

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
-use sea_orm::{DatabaseTransaction, DbErr, TransactionTrait as _};
+use sea_orm::{DatabaseTransaction, DbErr};
 use tokio::sync::oneshot;
 
-use super::writer::{Job, Settle, Writer, end_savepoint, failed};
+use super::writer::{Group, Job, Settle, Writer, failed};
 use crate::Error;
 
 /// How many items may wait; more are refused.
@@ -76,7 +76,8 @@ impl<B: Batch> Batcher<B> {
             first
         };
         if first {
-            let job = self.writer.submit(Box::new(Drain(self.shared.clone())));
+            let job =
+                self.writer.submit(Box::new(Drain { shared: self.shared.clone(), done: false }));
             if job.is_err() {
                 self.shared.fail(|| Error::WriterFull);
             }
@@ -89,16 +90,34 @@ impl<B: Batch> Batcher<B> {
     }
 }
 
-/// Writes what waits by the time it runs.
-struct Drain<B: Batch>(Arc<Shared<B>>);
+/// Writes what waits by the time it runs. Dropped before, it leaves nobody
+/// waiting.
+struct Drain<B: Batch> {
+    shared: Arc<Shared<B>>,
+    done: bool,
+}
+
+impl<B: Batch> Drop for Drain<B> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.shared.fail(|| Error::WriterStopped);
+        }
+    }
+}
 
 impl<B: Batch> Job for Drain<B> {
-    fn run<'t>(self: Box<Self>, tx: &'t DatabaseTransaction) -> BoxFuture<'t, Settle> {
-        Box::pin(self.0.drain(tx))
+    fn run<'t>(mut self: Box<Self>, group: &'t Group) -> BoxFuture<'t, Settle> {
+        Box::pin(async move {
+            // From here on, what waits is another one's.
+            let waiting = self.shared.take();
+            self.done = true;
+            self.shared.drain(group, waiting).await
+        })
     }
 
-    fn fail(self: Box<Self>, why: &DbErr) {
-        self.0.fail(|| failed(why));
+    fn fail(mut self: Box<Self>, why: &DbErr) {
+        self.done = true;
+        self.shared.fail(|| failed(why));
     }
 }
 
@@ -115,13 +134,13 @@ impl<B: Batch> Shared<B> {
         }
     }
 
-    /// Writes all that waits by now.
-    async fn drain(self: Arc<Self>, tx: &DatabaseTransaction) -> Settle {
+    /// Writes `waiting`.
+    async fn drain(&self, group: &Group, waiting: Waiting<B>) -> Settle {
         let mut outcomes = Vec::new();
-        let (mut items, mut answers): (Vec<_>, Vec<_>) = self.take().into_iter().unzip();
+        let (mut items, mut answers): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
         while !items.is_empty() {
             let rest = items.split_off(items.len().min(CHUNK));
-            let results = self.apply(tx, &items).await;
+            let results = self.apply(group, &items).await;
             outcomes.extend(answers.drain(..items.len()).zip(results));
             items = rest;
         }
@@ -137,18 +156,14 @@ impl<B: Batch> Shared<B> {
         })
     }
 
-    async fn apply(
-        &self,
-        tx: &DatabaseTransaction,
-        items: &[B::Item],
-    ) -> Vec<Result<B::Output, Error>> {
-        match self.in_savepoint(tx, items).await {
+    async fn apply(&self, group: &Group, items: &[B::Item]) -> Vec<Result<B::Output, Error>> {
+        match self.in_savepoint(group, items).await {
             Ok(outputs) => outputs.into_iter().map(Ok).collect(),
             Err(why) if items.len() == 1 => vec![Err(why)],
             Err(_) => {
                 let mut results = Vec::with_capacity(items.len());
                 for item in items.chunks(1) {
-                    let result = self.in_savepoint(tx, item).await;
+                    let result = self.in_savepoint(group, item).await;
                     results.push(result.and_then(|mut one| one.pop().ok_or(Error::WriterStopped)));
                 }
                 results
@@ -158,12 +173,12 @@ impl<B: Batch> Shared<B> {
 
     async fn in_savepoint(
         &self,
-        tx: &DatabaseTransaction,
+        group: &Group,
         items: &[B::Item],
     ) -> Result<Vec<B::Output>, Error> {
-        let savepoint = tx.begin().await?;
+        let savepoint = group.savepoint().await?;
         let outcome = self.batch.apply(&savepoint, items).await;
-        let outputs = end_savepoint(savepoint, outcome).await?;
+        let outputs = group.end(savepoint, outcome).await?;
         debug_assert_eq!(outputs.len(), items.len(), "one output an item");
         Ok(outputs)
     }

@@ -1,14 +1,21 @@
 //! The one writer of a database: what waits while a commit is in flight goes
 //! into the next transaction together.
 
-use std::sync::Arc;
+use std::{
+    panic::AssertUnwindSafe,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
-use futures::future::BoxFuture;
+use futures::{FutureExt as _, future::BoxFuture};
 use sea_orm::{
     ConnectOptions, Database, DatabaseConnection, DatabaseTransaction, DbErr,
     SqliteTransactionMode, TransactionOptions, TransactionTrait as _,
 };
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout, timeout_at},
+};
 use tokio_util::task::TaskTracker;
 
 use crate::Error;
@@ -17,12 +24,15 @@ use crate::Error;
 const QUEUE: usize = 4096;
 /// How many jobs one transaction takes.
 const GROUP: usize = 512;
+/// How long the jobs of one group may take, and its commit. A database behind a
+/// network can fall silent without an error.
+const GROUP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Work inside the shared transaction. Whatever becomes of it, those who wait
 /// for it are answered.
 pub(super) trait Job: Send {
     /// Does the work, and returns what is called with the commit's outcome.
-    fn run<'t>(self: Box<Self>, tx: &'t DatabaseTransaction) -> BoxFuture<'t, Settle>;
+    fn run<'t>(self: Box<Self>, group: &'t Group) -> BoxFuture<'t, Settle>;
     /// There is no transaction to work in.
     fn fail(self: Box<Self>, why: &DbErr);
 }
@@ -35,7 +45,7 @@ pub(super) type Settle = Box<dyn FnOnce(Result<(), &DbErr>) + Send>;
 pub(super) struct Writer {
     jobs: mpsc::Sender<Box<dyn Job>>,
     commits: watch::Receiver<u64>,
-    task: Arc<Mutex<Option<TaskTracker>>>,
+    task: TaskTracker,
     stop: tokio_util::sync::CancellationToken,
 }
 
@@ -48,7 +58,7 @@ impl Writer {
         let task = TaskTracker::new();
         task.spawn(run(connection, options, queue, committed, stop.clone()));
         task.close();
-        Self { jobs, commits, task: Arc::new(Mutex::new(Some(task))), stop }
+        Self { jobs, commits, task, stop }
     }
 
     pub(super) fn commits(&self) -> watch::Receiver<u64> {
@@ -76,9 +86,7 @@ impl Writer {
     /// Refuses new work, finishes what waits, and ends.
     pub(super) async fn stop(&self) {
         self.stop.cancel();
-        if let Some(task) = self.task.lock().await.take() {
-            task.wait().await;
-        }
+        self.task.wait().await;
     }
 }
 
@@ -94,15 +102,15 @@ where
     E: From<Error> + Send + 'static,
     F: for<'t> FnOnce(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>> + Send + 'static,
 {
-    fn run<'t>(self: Box<Self>, tx: &'t DatabaseTransaction) -> BoxFuture<'t, Settle> {
+    fn run<'t>(self: Box<Self>, group: &'t Group) -> BoxFuture<'t, Settle> {
         Box::pin(async move {
             let Self { work, answer } = *self;
-            let outcome = match tx.begin().await {
+            let outcome = match group.savepoint().await {
                 Ok(savepoint) => {
                     let outcome = work(&savepoint).await;
-                    end_savepoint(savepoint, outcome).await
+                    group.end(savepoint, outcome).await
                 }
-                Err(why) => Err(Error::from(why).into()),
+                Err(why) => Err(why.into()),
             };
             let settle: Settle = Box::new(move |committed| {
                 let outcome = match committed {
@@ -128,12 +136,54 @@ pub(crate) async fn end_savepoint<T, E: From<Error>>(
     savepoint: DatabaseTransaction,
     outcome: Result<T, E>,
 ) -> Result<T, E> {
-    let ended = match &outcome {
-        Ok(_) => savepoint.commit().await,
-        Err(_) => savepoint.rollback().await,
-    };
-    ended.map_err(Error::from)?;
+    close(savepoint, outcome.is_ok()).await.map_err(Error::from)?;
     outcome
+}
+
+async fn close(savepoint: DatabaseTransaction, keep: bool) -> Result<(), DbErr> {
+    if keep { savepoint.commit().await } else { savepoint.rollback().await }
+}
+
+/// The transaction that the jobs of one group share.
+pub(super) struct Group {
+    tx: DatabaseTransaction,
+    /// Set when a savepoint couldn't be begun or ended: the transaction may be
+    /// gone then, and a commit that answers `Ok` would have committed nothing.
+    broken: AtomicBool,
+}
+
+impl Group {
+    /// A savepoint for one job.
+    pub(super) async fn savepoint(&self) -> Result<DatabaseTransaction, Error> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(failed(&DbErr::Custom("the transaction is broken".into())));
+        }
+        self.tx.begin().await.map_err(|why| self.break_by(why))
+    }
+
+    /// As [`end_savepoint`].
+    pub(super) async fn end<T, E: From<Error>>(
+        &self,
+        savepoint: DatabaseTransaction,
+        outcome: Result<T, E>,
+    ) -> Result<T, E> {
+        close(savepoint, outcome.is_ok()).await.map_err(|why| self.break_by(why))?;
+        outcome
+    }
+
+    fn break_by(&self, why: DbErr) -> Error {
+        self.broken.store(true, Ordering::Relaxed);
+        why.into()
+    }
+
+    async fn commit(self) -> Result<(), DbErr> {
+        if self.broken.into_inner() {
+            // It may be gone already.
+            let _ = self.tx.rollback().await;
+            return Err(DbErr::Custom("a savepoint was lost, so nothing is committed".into()));
+        }
+        self.tx.commit().await
+    }
 }
 
 async fn run(
@@ -161,11 +211,8 @@ async fn run(
                 let jobs = group.len() + settles.len();
                 tracing::error!(%why, jobs, "a group wasn't committed");
                 group.drain(..).for_each(|job| job.fail(&why));
-                let tried = !settles.is_empty();
                 settles.into_iter().for_each(|settle| settle(Err(&why)));
-                if tried {
-                    connection = reopen(connection, &options).await;
-                }
+                connection = reopen(connection, &options).await;
             }
         }
     }
@@ -179,10 +226,10 @@ struct Failed {
     settles: Vec<Settle>,
 }
 
-/// Commits `group` as one transaction. Without a transaction it stays as it is.
+/// Commits `jobs` as one transaction. Without a transaction they stay.
 async fn commit(
     connection: &DatabaseConnection,
-    group: &mut Vec<Box<dyn Job>>,
+    jobs: &mut Vec<Box<dyn Job>>,
 ) -> Result<Vec<Settle>, Failed> {
     // IMMEDIATE takes SQLite's write lock at once: a transaction that began by
     // reading couldn't wait for it. PostgreSQL passes it over.
@@ -190,28 +237,46 @@ async fn commit(
         sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
         ..Default::default()
     };
-    let mut settles = Vec::with_capacity(group.len());
-    let tx = match connection.begin_with_options(options).await {
+    let mut settles = Vec::with_capacity(jobs.len());
+    let begun = timeout(GROUP_TIMEOUT, connection.begin_with_options(options));
+    let tx = match begun.await.unwrap_or_else(|_| Err(too_late())) {
         Ok(tx) => tx,
         Err(why) => return Err(Failed { why, settles }),
     };
-    for job in group.drain(..) {
-        settles.push(job.run(&tx).await);
+    let group = Group { tx, broken: AtomicBool::new(false) };
+    let ends = Instant::now() + GROUP_TIMEOUT;
+    for job in jobs.drain(..) {
+        // A job that is cut off drops its answer, and so does one that panics:
+        // who waits for it learns that it wasn't done.
+        match timeout_at(ends, AssertUnwindSafe(job.run(&group)).catch_unwind()).await {
+            Ok(Ok(settle)) => settles.push(settle),
+            Ok(Err(_)) => drop(group.break_by(DbErr::Custom("a job panicked".into()))),
+            Err(_) => drop(group.break_by(too_late())),
+        }
     }
-    match tx.commit().await {
+    let committed = timeout(GROUP_TIMEOUT, group.commit());
+    match committed.await.unwrap_or_else(|_| Err(too_late())) {
         Ok(()) => Ok(settles),
         Err(why) => Err(Failed { why, settles }),
     }
+}
+
+fn too_late() -> DbErr {
+    DbErr::Custom(format!("the database doesn't answer within {GROUP_TIMEOUT:?}"))
 }
 
 /// A connection in place of one whose commit failed: what it believes to be on
 /// disk may not be, and opening it anew reads what is. Where that fails too, the
 /// old one stays, and the next group tries again.
 async fn reopen(old: DatabaseConnection, options: &ConnectOptions) -> DatabaseConnection {
-    match Database::connect(options.clone()).await {
+    match timeout(GROUP_TIMEOUT, Database::connect(options.clone()))
+        .await
+        .unwrap_or_else(|_| Err(too_late()))
+    {
         Ok(new) => {
-            // It has failed already; there is nothing more to learn from it.
-            let _ = old.close().await;
+            // It has failed already; there is nothing more to learn from it, and
+            // one that hangs isn't waited for.
+            tokio::spawn(old.close());
             new
         }
         Err(why) => {
