@@ -92,8 +92,11 @@ impl Settings {
             .set("acks", "all")
             .set("enable.idempotence", "true")
             // A record that fails takes all behind it along, so that none of
-            // its key overtakes it.
+            // its key overtakes it. With more than one request on its way the
+            // next could: a broker that doesn't know the producer yet takes any
+            // sequence number for its first.
             .set("enable.gapless.guarantee", "true")
+            .set("max.in.flight.requests.per.connection", "1")
             // Time limits are the publisher's: librdkafka's own would take one
             // record out of the middle of a key.
             .set("message.timeout.ms", "0")
