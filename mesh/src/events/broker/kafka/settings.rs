@@ -103,7 +103,9 @@ impl Settings {
             // As Kafka's own clients do, so that all agree on a key's partition.
             .set("partitioner", "murmur2_random")
             .set("compression.type", "lz4")
-            .set("linger.ms", "1")
+            // A batch comes at once; what waits for the request on its way goes
+            // together.
+            .set("linger.ms", "0")
             .set("queue.buffering.max.messages", "100000")
             .set("queue.buffering.max.kbytes", self.queue_kbytes(64 * 1024))
             // A topic that isn't there is told as that, before the deadline.
