@@ -1,6 +1,6 @@
 //! Reading: as a member of a group, or a topic's tail for people.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt};
@@ -9,9 +9,10 @@ use rdkafka::{
     consumer::{Consumer as _, StreamConsumer},
     error::{KafkaError, RDKafkaErrorCode as Code},
 };
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::{Log, OffThread, record, settings::Settings, topics};
+use super::{Log, OffThread, blocking, record, settings::Settings, topics};
 use crate::{
     Error,
     events::broker::{Consumer, Delivery, From},
@@ -20,65 +21,117 @@ use crate::{
 /// How many bytes of bodies `next` returns at most, over its first delivery's.
 const BATCH_BYTES: usize = 16 << 20;
 
+/// How long nothing may come before the broker is asked whether it is there,
+/// and how long it may take to answer.
+const QUIET: Duration = Duration::from_secs(10);
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
 /// What reads topics.
 pub(super) struct Reader {
-    client: OffThread<StreamConsumer<Log>>,
-    /// Whether it is a member of a group and commits.
-    member: bool,
+    settings: Settings,
+    plan: Plan,
+    /// Shared with a question on another thread.
+    client: Arc<OffThread<StreamConsumer<Log>>>,
+}
+
+/// What a reader reads, should it have to begin again.
+enum Plan {
+    /// What matches `pattern`, from the group's committed offsets.
+    Member { group: String, pattern: String },
+    /// Partitions from these offsets; they move on with what is read.
+    Tail { places: BTreeMap<(String, i32), i64> },
 }
 
 /// Joins `group`, which reads the topics that match `pattern`. It joins once
 /// there is such a topic.
 pub(super) fn subscribe(settings: &Settings, group: &str, pattern: &str) -> Result<Reader, Error> {
-    let (subscription, hidden) = subscription(pattern)?;
-    let mut config = settings.consumer(group);
-    if let Some(hidden) = hidden {
-        config.set("topic.blacklist", hidden);
-    }
-    let failed =
-        |why: KafkaError| Error::Broker(format!("`{group}` can't read `{pattern}`: {why}"));
-    let client: StreamConsumer<Log> = config.create_with_context(Log).map_err(failed)?;
-    client.subscribe(&[&subscription]).map_err(failed)?;
-    Ok(Reader { client: OffThread::new(client), member: true })
+    let plan = Plan::Member { group: group.to_owned(), pattern: pattern.to_owned() };
+    Reader::open(settings.clone(), plan)
 }
 
 /// Reads the partitions that `topic` has now. The place to begin at is fixed
 /// when this returns: what is published from then on is read.
 pub(super) async fn tail(settings: &Settings, topic: &str, from: From) -> Result<Reader, Error> {
     let partitions = topics::watermarks(settings, topic).await?;
-    let mut places = TopicPartitionList::with_capacity(partitions.len());
-    let failed = |why: KafkaError| Error::Broker(format!("`{topic}` can't be read: {why}"));
-    for (partition, first, next) in partitions {
-        let place = match from {
-            From::Beginning => first,
-            From::Now => next,
-        };
-        places.add_partition_offset(topic, partition, Offset::Offset(place)).map_err(failed)?;
+    let place = |(partition, first, next)| match from {
+        From::Beginning => ((topic.to_owned(), partition), first),
+        From::Now => ((topic.to_owned(), partition), next),
+    };
+    let plan = Plan::Tail { places: partitions.into_iter().map(place).collect() };
+    Reader::open(settings.clone(), plan)
+}
+
+impl Reader {
+    fn open(settings: Settings, plan: Plan) -> Result<Self, Error> {
+        let client = Arc::new(OffThread::new(plan.open(&settings)?));
+        Ok(Self { settings, plan, client })
     }
-    // librdkafka demands the name of a group; nothing joins it.
-    let config = settings.consumer("omnibridge-tail");
-    let client: StreamConsumer<Log> = config.create_with_context(Log).map_err(failed)?;
-    client.assign(&places).map_err(failed)?;
-    Ok(Reader { client: OffThread::new(client), member: false })
+
+    /// The next delivery, waited for.
+    async fn first(&mut self) -> Result<Delivery, Error> {
+        loop {
+            let message = timeout(QUIET, self.client.recv()).await;
+            match message.map(|message| message.map(|message| record::delivery(&message))) {
+                Ok(Ok(delivery)) => return Ok(delivery),
+                Ok(Err(why)) => passing(why)?,
+                Err(_) => self.ask_or_begin_again().await?,
+            }
+        }
+    }
+
+    /// A broker that has just come back may name no broker at all, not even
+    /// itself. librdkafka then forgets all it knows and never connects again,
+    /// so a client that gets no answer is replaced.
+    async fn ask_or_begin_again(&mut self) -> Result<(), Error> {
+        let client = Arc::clone(&self.client);
+        let asked = blocking(move || {
+            let answer = client.fetch_metadata(None, ANSWER_LIMIT);
+            answer.map_err(|why| Error::Broker(format!("the broker doesn't answer: {why}")))
+        });
+        if let Err(why) = asked.await {
+            self.client = Arc::new(OffThread::new(self.plan.open(&self.settings)?));
+            return Err(why);
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    fn open(&self, settings: &Settings) -> Result<StreamConsumer<Log>, Error> {
+        let opened = match self {
+            Self::Member { group, pattern } => {
+                let (subscription, hidden) = subscription(pattern)?;
+                let mut config = settings.consumer(group);
+                if let Some(hidden) = hidden {
+                    config.set("topic.blacklist", hidden);
+                }
+                let client = config.create_with_context(Log);
+                client.and_then(|client: StreamConsumer<Log>| {
+                    client.subscribe(&[&subscription])?;
+                    Ok(client)
+                })
+            }
+            Self::Tail { places } => {
+                // librdkafka demands the name of a group; nothing joins it.
+                let config = settings.consumer("omnibridge-tail");
+                let client = config.create_with_context(Log);
+                client.and_then(|client: StreamConsumer<Log>| {
+                    client.assign(&offsets(places.iter().map(|((t, p), o)| ((&**t, *p), *o)))?)?;
+                    Ok(client)
+                })
+            }
+        };
+        opened.map_err(|why| Error::Broker(format!("topics can't be read: {why}")))
+    }
 }
 
 #[async_trait]
 impl Consumer for Reader {
     async fn next(&mut self, limit: usize) -> Result<Vec<Delivery>, Error> {
-        if let Some((_, why)) = self.client.client().fatal_error() {
-            return Err(Error::Broker(format!("the consumer has ended: {why}")));
-        }
-        let mut messages = self.client.stream();
-        let mut deliveries = Vec::new();
-        let mut bytes = 0;
-        while deliveries.is_empty() {
-            match messages.next().await {
-                Some(Ok(message)) => deliveries.push(record::delivery(&message)),
-                Some(Err(why)) => passing(why)?,
-                None => return Err(Error::Broker("the consumer has ended".into())),
-            }
-        }
+        let mut deliveries = vec![self.first().await?];
         // No await from here on, so that a cancelled `next` loses nothing.
+        let mut messages = self.client.stream();
+        let mut bytes = 0;
         while deliveries.len() < limit && bytes < BATCH_BYTES {
             match messages.next().now_or_never().flatten() {
                 Some(Ok(message)) => {
@@ -93,6 +146,11 @@ impl Consumer for Reader {
                 None => break,
             }
         }
+        if let Plan::Tail { places } = &mut self.plan {
+            for ((topic, partition), offset) in next_offsets(&deliveries) {
+                places.insert((topic.to_owned(), partition), offset);
+            }
+        }
         Ok(deliveries)
     }
 
@@ -100,21 +158,16 @@ impl Consumer for Reader {
     /// before it gives partitions away or leaves the group. Its call that waits
     /// for the broker's answer has no limit: without a broker it never returns.
     async fn commit(&mut self, deliveries: &[Delivery]) -> Result<(), Error> {
-        if !self.member || deliveries.is_empty() {
+        if matches!(self.plan, Plan::Tail { .. }) || deliveries.is_empty() {
             return Ok(());
         }
-        let failed = |why: KafkaError| Error::Broker(format!("offsets can't be stored: {why}"));
-        let next = next_offsets(deliveries);
-        let mut offsets = TopicPartitionList::with_capacity(next.len());
-        for ((topic, partition), offset) in next {
-            offsets
-                .add_partition_offset(topic, partition, Offset::Offset(offset))
-                .map_err(failed)?;
-        }
-        match self.client.store_offsets(&offsets) {
+        let stored = offsets(next_offsets(deliveries)).and_then(|o| self.client.store_offsets(&o));
+        match stored {
             // They are another member's by now, who has a place of its own there.
             Err(KafkaError::StoreOffset(Code::State)) => Ok(()),
-            done => done.map_err(failed),
+            stored => {
+                stored.map_err(|why| Error::Broker(format!("offsets can't be stored: {why}")))
+            }
         }
     }
 }
@@ -128,6 +181,16 @@ fn next_offsets(deliveries: &[Delivery]) -> BTreeMap<(&str, i32), i64> {
         *offset = (*offset).max(delivery.offset + 1);
     }
     next
+}
+
+fn offsets<'a>(
+    places: impl IntoIterator<Item = ((&'a str, i32), i64)>,
+) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::new();
+    for ((topic, partition), offset) in places {
+        list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+    }
+    Ok(list)
 }
 
 /// Lets errors pass that librdkafka heals by itself: the caller waits on.

@@ -11,7 +11,7 @@ mod topics;
 #[cfg(test)]
 mod tests;
 
-use std::{ops::Deref, time::Duration};
+use std::{ops::Deref, sync::mpsc, thread, time::Duration};
 
 use async_trait::async_trait;
 use rdkafka::{
@@ -21,6 +21,7 @@ use rdkafka::{
     consumer::{BaseConsumer, ConsumerContext, Rebalance},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
+use tokio::runtime::Handle;
 use tracing::{debug, info, warn};
 
 use self::{producer::Publisher, settings::Settings};
@@ -123,8 +124,13 @@ impl ConsumerContext for Log {
     }
 }
 
-/// A client of librdkafka, dropped off the async threads: its drop joins
-/// threads, says goodbye to the broker and takes up to some seconds.
+/// How long a runtime that ends waits for a client to say goodbye.
+const CLOSE_LIMIT: Duration = Duration::from_secs(15);
+
+/// A client of librdkafka, dropped on a thread of its own: its drop joins
+/// threads, commits, leaves its group, and takes up to ten seconds without a
+/// broker. One that librdkafka has lost (see [`consumer`]) may not end at all;
+/// its thread is left behind.
 struct OffThread<T: Send + 'static>(Option<T>);
 
 impl<T: Send + 'static> OffThread<T> {
@@ -144,9 +150,18 @@ impl<T: Send + 'static> Deref for OffThread<T> {
 impl<T: Send + 'static> Drop for OffThread<T> {
     fn drop(&mut self) {
         let client = self.0.take();
-        // Outside of a runtime there is no async thread to hold up.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn_blocking(move || drop(client));
+        let (closing, closed) = mpsc::channel::<()>();
+        let close = move || {
+            drop(client);
+            drop(closing);
+        };
+        // Without a thread to be had, the closure is dropped here, client and all.
+        let started = thread::Builder::new().name("kafka-close".into()).spawn(close).is_ok();
+        // A process that stops in good order leaves its groups first.
+        if let Ok(runtime) = Handle::try_current()
+            && started
+        {
+            runtime.spawn_blocking(move || closed.recv_timeout(CLOSE_LIMIT));
         }
     }
 }

@@ -7,11 +7,11 @@
 //! is gone. Purging is all or nothing, so a shared producer would take the
 //! records of other callers along. Second, what was already on the wire can
 //! arrive late, even after the same records of the next `publish`, but only as
-//! the beginning of what was sent, without a gap: the broker refuses a sequence
-//! number out of order, and librdkafka (`enable.gapless.guarantee`) refuses to
-//! go on behind a failed record. Two runs of one key that each begin no later
-//! than the first record unaccounted for, and have no gap, can be mixed in any
-//! way: the first occurrences stay in order, the rest are duplicates.
+//! the beginning of what was sent, without a gap: one request at a time is on
+//! its way, and librdkafka (`enable.gapless.guarantee`) doesn't go on behind a
+//! failed one. Two runs of one key that each begin no later than the first
+//! record unaccounted for, and have no gap, can be mixed in any way: the first
+//! occurrences stay in order, the rest are duplicates.
 
 use std::{
     sync::{Mutex, PoisonError},

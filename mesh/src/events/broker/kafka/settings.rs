@@ -92,15 +92,20 @@ impl Settings {
             .set("acks", "all")
             .set("enable.idempotence", "true")
             // A record that fails takes all behind it along, so that none of
-            // its key overtakes it.
+            // its key overtakes it. With more than one request on its way the
+            // next could: a broker that doesn't know the producer yet takes any
+            // sequence number for its first.
             .set("enable.gapless.guarantee", "true")
+            .set("max.in.flight.requests.per.connection", "1")
             // Time limits are the publisher's: librdkafka's own would take one
             // record out of the middle of a key.
             .set("message.timeout.ms", "0")
             // As Kafka's own clients do, so that all agree on a key's partition.
             .set("partitioner", "murmur2_random")
             .set("compression.type", "lz4")
-            .set("linger.ms", "1")
+            // A batch comes at once; what waits for the request on its way goes
+            // together.
+            .set("linger.ms", "0")
             .set("queue.buffering.max.messages", "100000")
             .set("queue.buffering.max.kbytes", self.queue_kbytes(64 * 1024))
             // A topic that isn't there is told as that, before the deadline.

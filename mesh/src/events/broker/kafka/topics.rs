@@ -2,7 +2,7 @@
 //! its own, gone when it returns: these are calls of a start and of people.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -127,8 +127,9 @@ pub(super) async fn ensure(settings: &Settings, topics: &[String]) -> Result<(),
     let wanted = Wanted::new(settings, brokers);
     let found: HashMap<&str, Layout> =
         found.topics().iter().map(|topic| (topic.name(), Layout::of(topic.partitions()))).collect();
+    let topics: BTreeSet<&str> = topics.iter().map(String::as_str).collect();
     let (there, missing): (Vec<&str>, Vec<&str>) =
-        topics.iter().map(String::as_str).partition(|topic| found.contains_key(topic));
+        topics.into_iter().partition(|topic| found.contains_key(topic));
     if !missing.is_empty() {
         create(&client, settings, &wanted, &missing).await?;
     }
@@ -261,4 +262,44 @@ async fn describe(client: &Client, topics: &[&str]) -> HashMap<String, ConfigRes
 
 fn options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(ADMIN_LIMIT)).operation_timeout(Some(ADMIN_LIMIT))
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::admin::{ConfigEntry, ConfigSource, OwnedResourceSpecifier};
+
+    use super::*;
+
+    #[test]
+    fn what_differs_is_said_with_both_values() {
+        let settings = Settings::parse("kafka://a:1", 1 << 20).unwrap();
+        let wanted = Wanted::new(&settings, 1);
+        let entry = |name: &str, value: &str| ConfigEntry {
+            name: name.to_owned(),
+            value: Some(value.to_owned()),
+            source: ConfigSource::Default,
+            is_read_only: false,
+            is_default: true,
+            is_sensitive: false,
+        };
+        let configs = ConfigResource {
+            specifier: OwnedResourceSpecifier::Topic("t".to_owned()),
+            entries: vec![entry("retention.ms", "1000"), entry("cleanup.policy", "delete")],
+        };
+        let layout = Layout { partitions: 3, replication: 1 };
+        assert_eq!(
+            wanted.differences(&layout, Some(&configs)),
+            ["partitions is 3, not 8", "retention.ms is 1000, not 2592000000"]
+        );
+        assert_eq!(wanted.differences(&wanted.layout, None), [""; 0]);
+    }
+
+    #[test]
+    fn replicas_are_as_many_as_there_are_brokers_for() {
+        let settings = Settings::parse("kafka://a:1", 1 << 20).unwrap();
+        let replication = |brokers| Wanted::new(&settings, brokers).layout.replication;
+        assert_eq!([1, 2, 3, 9].map(replication), [1, 2, 3, 3]);
+        let three = Wanted::new(&settings, 3).configs;
+        assert!(three.contains(&("min.insync.replicas", "2".to_owned())));
+    }
 }
