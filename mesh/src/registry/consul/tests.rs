@@ -73,7 +73,7 @@ async fn consul_is_told_all_it_needs_to_check_an_instance() {
     let told = agent.service("a").unwrap();
     assert_eq!(told["Connect"]["Native"], true);
     let check = &told["Check"];
-    assert_eq!(check["GRPC"], "127.0.0.1:7001");
+    assert_eq!(check["GRPC"], "127.0.0.1:7001/echo");
     assert_eq!(check["Interval"], "10000ms");
     assert_eq!(check["DeregisterCriticalServiceAfter"], "60000ms");
     assert_eq!(check["Status"], "passing");
