@@ -9,7 +9,7 @@ use rdkafka::{
     consumer::{Consumer as _, StreamConsumer},
     error::{KafkaError, RDKafkaErrorCode as Code},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
 use super::{Log, OffThread, blocking, record, settings::Settings, topics};
@@ -32,6 +32,8 @@ pub(super) struct Reader {
     plan: Plan,
     /// Shared with a question on another thread.
     client: Arc<OffThread<StreamConsumer<Log>>>,
+    /// When something last came from the broker.
+    heard: Instant,
 }
 
 /// What a reader reads, should it have to begin again.
@@ -64,15 +66,18 @@ pub(super) async fn tail(settings: &Settings, topic: &str, from: From) -> Result
 impl Reader {
     fn open(settings: Settings, plan: Plan) -> Result<Self, Error> {
         let client = Arc::new(OffThread::new(plan.open(&settings)?));
-        Ok(Self { settings, plan, client })
+        Ok(Self { settings, plan, client, heard: Instant::now() })
     }
 
     /// The next delivery, waited for.
     async fn first(&mut self) -> Result<Delivery, Error> {
         loop {
-            let message = timeout(QUIET, self.client.recv()).await;
+            let message = timeout_at(self.heard + QUIET, self.client.recv()).await;
             match message.map(|message| message.map(|message| record::delivery(&message))) {
-                Ok(Ok(delivery)) => return Ok(delivery),
+                Ok(Ok(delivery)) => {
+                    self.heard = Instant::now();
+                    return Ok(delivery);
+                }
                 Ok(Err(why)) => passing(why)?,
                 Err(_) => self.ask_or_begin_again().await?,
             }
@@ -88,11 +93,12 @@ impl Reader {
             let answer = client.fetch_metadata(None, ANSWER_LIMIT);
             answer.map_err(|why| Error::Broker(format!("the broker doesn't answer: {why}")))
         });
-        if let Err(why) = asked.await {
+        let answer = asked.await;
+        if answer.is_err() {
             self.client = Arc::new(OffThread::new(self.plan.open(&self.settings)?));
-            return Err(why);
         }
-        Ok(())
+        self.heard = Instant::now();
+        answer.map(drop)
     }
 }
 

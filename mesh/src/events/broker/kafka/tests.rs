@@ -694,8 +694,7 @@ async fn a_reader_whose_broker_does_not_answer_begins_again_where_it_was() {
     member.commit(&deliveries).await.unwrap();
     read(tail.as_mut(), 3).await;
     cluster.committed(&group, &topic, &[3]).await;
-    // It takes connections and requests, and is silent.
-    cluster.as_mock().broker_round_trip_time(-1, Duration::from_secs(120)).unwrap();
+    cluster.as_mock().broker_down(-1).unwrap();
     for reader in [&mut member, &mut tail] {
         let error = async {
             loop {
@@ -707,7 +706,7 @@ async fn a_reader_whose_broker_does_not_answer_begins_again_where_it_was() {
         };
         tokio::time::timeout(SOON, error).await.unwrap();
     }
-    cluster.as_mock().broker_round_trip_time(-1, Duration::ZERO).unwrap();
+    cluster.as_mock().broker_up(-1).unwrap();
     publish(&broker, records(&topic, &["a"], 3, 1)).await;
     for reader in [&mut member, &mut tail] {
         let read = async {
