@@ -16,7 +16,7 @@ use rdkafka::{
     message::{Header, OwnedHeaders},
     mocking::MockCluster,
     producer::{DefaultProducerContext, FutureProducer, FutureRecord},
-    types::{RDKafkaApiKey, RDKafkaRespErr},
+    types::RDKafkaRespErr,
 };
 
 use super::*;
@@ -531,30 +531,6 @@ async fn a_record_that_is_too_large_is_named_and_holds_up_its_key_only_until_it_
     publish(&broker, batch.split_off(3)).await;
     let mut consumer = broker.tail(&topic, From::Beginning).await.unwrap();
     assert_eq!(ids(&read_all(consumer.as_mut(), 3).await), ["a-0", "a-1", "a-3"]);
-}
-
-#[tokio::test]
-async fn nothing_overtakes_a_record_that_the_broker_refuses() {
-    let cluster = Cluster::mock();
-    let (broker, topic) = (cluster.broker(), unique("hooks."));
-    cluster.create(&topic, 1).await;
-    publish(&broker, records(&topic, &["a"], 0, 1)).await;
-    cluster.as_mock().request_errors(
-        RDKafkaApiKey::Produce,
-        &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE],
-    );
-    // Two bodies don't fit into one request, so there are several on their way.
-    let mut batch = records(&topic, &["a"], 1, 6);
-    let numbers = 1..=6;
-    for (record, number) in batch.iter_mut().zip(numbers) {
-        record.event.data = Bytes::from("0".repeat(600_000) + &number.to_string());
-    }
-    let answers = broker.publish(batch.clone(), SOON).await;
-    assert!(matches!(answers[0], Err(Error::Event(_))), "{answers:?}");
-    assert!(answers.iter().all(Result::is_err), "{answers:?}");
-    publish(&broker, batch).await;
-    let mut consumer = broker.tail(&topic, From::Beginning).await.unwrap();
-    assert_ordered(&read_all(consumer.as_mut(), 7).await, &["a"], 7);
 }
 
 #[tokio::test]
