@@ -51,7 +51,7 @@ pub async fn an_event_survives_a_broker_that_is_away_and_a_killed_receiver(layou
     mesh.stop().await;
 }
 
-pub async fn draining_ends_streams_with_unavailable_and_fails_no_webhook(layout: Layout) {
+pub async fn draining_ends_streams_with_unavailable_and_exits_with_success(layout: Layout) {
     let mesh = Mesh::start(layout).await;
     let session = new_id();
     let request = json!({ "filter": { "sessionId": session } }).to_string();

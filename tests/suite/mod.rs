@@ -26,7 +26,7 @@ macro_rules! on {
             an_intention_stops_calls_and_its_removal_lets_them_through
             roots_rotate_while_calls_run
             an_event_survives_a_broker_that_is_away_and_a_killed_receiver
-            draining_ends_streams_with_unavailable_and_fails_no_webhook
+            draining_ends_streams_with_unavailable_and_exits_with_success
         }
     };
     ($layout:expr; $($test:ident)*) => {
