@@ -14,3 +14,11 @@ pub use self::{
     relay::Relay,
     subscriber::{Handler, Subscriber},
 };
+
+/// The topics that the kernel itself publishes to, whatever the service: every
+/// relay makes and checks them when it starts.
+pub(crate) const KERNEL_TOPICS: [&str; 2] = [LIFECYCLE, AUDIT];
+/// Where each service is in its life.
+pub(crate) const LIFECYCLE: &str = "services.lifecycle";
+/// Who did what, allowed or denied.
+pub(crate) const AUDIT: &str = "audit.events";

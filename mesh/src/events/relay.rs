@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    KERNEL_TOPICS,
     broker::Broker,
     outbox::{Outbox, Pending},
 };
@@ -121,10 +122,10 @@ impl Relay {
     /// has: what stands behind a failure is published again, which consumers
     /// notice, rather than lost.
     async fn publish(&mut self, pending: Vec<Pending>) -> Result<(), Error> {
-        let new: HashSet<&String> =
-            pending.iter().map(|p| &p.record.topic).filter(|t| !self.known.contains(*t)).collect();
+        let topics = pending.iter().map(|p| p.record.topic.as_str()).chain(KERNEL_TOPICS);
+        let new: HashSet<&str> = topics.filter(|topic| !self.known.contains(*topic)).collect();
         if !new.is_empty() {
-            let new: Vec<String> = new.into_iter().cloned().collect();
+            let new: Vec<String> = new.into_iter().map(str::to_owned).collect();
             self.broker.ensure(&new).await?;
             self.known.extend(new);
         }

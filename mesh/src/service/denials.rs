@@ -9,12 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Error,
-    events::{Event, Outbox, Outgoing},
+    events::{AUDIT, Event, Outbox, Outgoing},
     server::Denial,
 };
 
-/// The topic of who did what.
-const TOPIC: &str = "audit.events";
 /// How many denials may wait; more are only logged and counted by the metrics.
 pub(super) const QUEUE: usize = 1024;
 /// How long equal denials are counted before they are published.
@@ -68,7 +66,7 @@ async fn add(service: &str, outbox: &Outbox, denials: HashMap<Denial, i64>) -> R
                 count,
             };
             let event = Event::typed(format!("/services/{service}"), &message.actor, &message)?;
-            Ok(Outgoing::new(TOPIC, event))
+            Ok(Outgoing::new(AUDIT, event))
         })
         .collect::<Result<Vec<_>, Error>>()?;
     let inside = outbox.clone();

@@ -9,13 +9,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Error,
     events::{
-        Event, Outbox, Outgoing,
+        Event, KERNEL_TOPICS, LIFECYCLE, Outbox, Outgoing,
         broker::{Broker, Record},
     },
 };
 
-/// The topic of every service's life.
-pub const TOPIC: &str = "services.lifecycle";
 /// How many states wait for the broker; a life has four.
 const QUEUE: usize = 8;
 /// How long one try to reach the broker may take, and how long to wait before
@@ -64,7 +62,7 @@ impl Lifecycle {
                 queue.try_send(event).map_err(|why| Error::Broker(why.to_string()))
             }
             Way::Outbox(outbox) => {
-                let outgoing = vec![Outgoing::new(TOPIC, event)];
+                let outgoing = vec![Outgoing::new(LIFECYCLE, event)];
                 let inside = outbox.clone();
                 let work = outbox
                     .store()
@@ -120,8 +118,8 @@ pub(super) fn queue(
 
 async fn publish(broker: &dyn Broker, event: &Event) -> Result<(), Error> {
     let publish = async {
-        broker.ensure(&[TOPIC.to_owned()]).await?;
-        let record = Record { topic: TOPIC.to_owned(), event: event.clone() };
+        broker.ensure(&KERNEL_TOPICS.map(str::to_owned)).await?;
+        let record = Record { topic: LIFECYCLE.to_owned(), event: event.clone() };
         broker.publish(vec![record], TIMEOUT).await.into_iter().collect()
     };
     tokio::time::timeout(TIMEOUT, publish)

@@ -7,11 +7,11 @@ mod open;
 mod tests;
 mod writer;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use futures::future::BoxFuture;
 use sea_orm::{
-    ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, DbBackend, Statement,
+    ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, Statement,
 };
 use tokio::sync::watch;
 
@@ -22,6 +22,9 @@ pub use self::{
     open::Migrations,
 };
 use crate::{Error, config::Config, files};
+
+/// How long PostgreSQL may take to say that a session is still there.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// A service's database, open and migrated.
 pub struct Store {
@@ -42,7 +45,9 @@ enum Lead {
 /// with the connection.
 pub(crate) enum Leadership {
     File(#[allow(dead_code, reason = "its lock is what is held")] std::fs::File),
-    Postgres(DatabaseConnection),
+    /// The session that holds the lock, by its process on the server: a pool puts
+    /// another in the place of one that died, and that one holds nothing.
+    Postgres(DatabaseConnection, i32),
 }
 
 impl Store {
@@ -145,7 +150,11 @@ impl Store {
                 );
                 let got = connection.query_one_raw(lock).await?;
                 let got = got.map(|row| row.try_get_by_index::<bool>(0)).transpose()?;
-                Ok((got == Some(true)).then_some(Leadership::Postgres(connection)))
+                if got != Some(true) {
+                    return Ok(None);
+                }
+                let process = backend_process(&connection).await?;
+                Ok(process.map(|process| Leadership::Postgres(connection, process)))
             }
         }
     }
@@ -156,7 +165,17 @@ impl Leadership {
     pub(crate) async fn holds(&self) -> bool {
         match self {
             Self::File(_) => true,
-            Self::Postgres(connection) => connection.ping().await.is_ok(),
+            Self::Postgres(connection, process) => {
+                let now = tokio::time::timeout(ANSWER, backend_process(connection)).await;
+                matches!(now, Ok(Ok(Some(now))) if now == *process)
+            }
         }
     }
+}
+
+/// The server's process behind a session.
+async fn backend_process(connection: &DatabaseConnection) -> Result<Option<i32>, DbErr> {
+    let ask = Statement::from_string(DbBackend::Postgres, "SELECT pg_backend_pid()");
+    let row = connection.query_one_raw(ask).await?;
+    row.map(|row| row.try_get_by_index(0)).transpose()
 }
