@@ -7,13 +7,20 @@
 //! is gone. Purging is all or nothing, so a shared producer would take the
 //! records of other callers along. Second, what was already on the wire can
 //! arrive late, even after the same records of the next `publish`, but only as
-//! the beginning of what was sent, without a gap: one request at a time is on
-//! its way, and librdkafka (`enable.gapless.guarantee`) doesn't go on behind a
-//! failed one. Two runs of one key that each begin no later than the first
-//! record unaccounted for, and have no gap, can be mixed in any way: the first
-//! occurrences stay in order, the rest are duplicates.
+//! the beginning of what was sent, without a gap. Two runs of one key that each
+//! begin no later than the first record unaccounted for, and have no gap, can be
+//! mixed in any way: the first occurrences stay in order, the rest are
+//! duplicates.
+//!
+//! That there is no gap takes two rounds. A broker refuses a sequence number out
+//! of order, but not to a producer that it doesn't know in a partition yet: what
+//! follows a failed first request would get in. So the first round has each
+//! key's first record, and the second the rest, to partitions that know the
+//! producer. There a request that fails makes those behind it fail, and librdkafka
+//! sends no others (`enable.gapless.guarantee`).
 
 use std::{
+    collections::HashSet,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -21,7 +28,7 @@ use std::{
 use rdkafka::{
     ClientConfig,
     error::{KafkaError, RDKafkaErrorCode as Code},
-    producer::{DeliveryFuture, FutureProducer, FutureRecord, future_producer::Delivery},
+    producer::{DeliveryFuture, FutureProducer, FutureRecord},
 };
 use tokio::{
     sync::Semaphore,
@@ -78,8 +85,10 @@ impl Publisher {
 
         // From here a drop of this future drops the producer, which purges it.
         let mut batch = Batch::new(&records);
-        let in_time = batch.send_all(&producer, ends).await && batch.collect(ends).await;
-        if in_time && batch.delivered() {
+        let (firsts, others) = rounds(&records);
+        if batch.deliver(&producer, &firsts, ends).await
+            && batch.deliver(&producer, &others, ends).await
+        {
             self.give_back(producer);
         } else {
             drop(producer);
@@ -103,87 +112,111 @@ impl Publisher {
     }
 }
 
+/// Which of `records` are their key's first, and which are not, in order.
+fn rounds(records: &[Record]) -> (Vec<usize>, Vec<usize>) {
+    let mut seen = HashSet::new();
+    (0..records.len()).partition(|index| {
+        let Record { topic, event } = &records[*index];
+        let key = &event.attributes.correlationid;
+        key.is_empty() || seen.insert((topic, key))
+    })
+}
+
 /// The records of one `publish` and what became of each.
 struct Batch<'a> {
     records: &'a [Record],
-    /// For the records handed to librdkafka, in order.
     states: Vec<State>,
-    /// Why the first record that wasn't handed over wasn't.
-    refusal: Option<KafkaError>,
 }
 
 enum State {
+    /// Not handed to librdkafka.
+    Unsent,
     Sent(DeliveryFuture),
-    Done(Result<Delivery, KafkaError>),
+    Done(Result<(), KafkaError>),
 }
 
 impl<'a> Batch<'a> {
     fn new(records: &'a [Record]) -> Self {
-        Self { records, states: Vec::with_capacity(records.len()), refusal: None }
+        Self { records, states: records.iter().map(|_| State::Unsent).collect() }
     }
 
-    /// Hands the records over, until one is refused; whether there was the time
-    /// to. A full queue is waited for: it empties as reports come in.
-    async fn send_all(&mut self, producer: &FutureProducer<Log>, ends: Instant) -> bool {
-        let mut reported = 0;
-        while let Some(Record { topic, event }) = self.records.get(self.states.len()) {
-            let key = &event.attributes.correlationid;
-            let record = FutureRecord {
-                topic,
-                partition: None,
-                payload: Some(&event.data[..]),
-                key: Some(key).filter(|key| !key.is_empty()),
-                timestamp: None,
-                headers: Some(record::headers(&event.attributes)),
-            };
-            match producer.send_result(record) {
-                Ok(report) => self.states.push(State::Sent(report)),
-                Err((KafkaError::MessageProduction(Code::QueueFull), _))
-                    if reported < self.states.len() =>
-                {
-                    if !self.states[reported].settle(ends).await {
-                        return false;
-                    }
-                    reported += 1;
-                }
-                Err((why, _)) => {
-                    self.refusal = Some(why);
-                    return true;
-                }
-            }
+    /// Publishes those of `round`; whether all are delivered. It ends with the
+    /// first that isn't: librdkafka leaves what is queued behind it where it is.
+    async fn deliver(
+        &mut self,
+        producer: &FutureProducer<Log>,
+        round: &[usize],
+        ends: Instant,
+    ) -> bool {
+        if !self.send(producer, round, ends).await {
+            return false;
         }
-        true
-    }
-
-    /// Waits for the reports; whether all came.
-    async fn collect(&mut self, ends: Instant) -> bool {
-        for state in &mut self.states {
-            if !state.settle(ends).await {
+        for &index in round {
+            let state = &mut self.states[index];
+            if !state.settle(ends).await || !matches!(state, State::Done(Ok(()))) {
                 return false;
             }
         }
         true
     }
 
-    /// Whether all that was handed over is delivered.
-    fn delivered(&self) -> bool {
-        let delivered = |state: &State| matches!(state, State::Done(Ok(_)));
-        self.states.iter().all(delivered)
+    /// Hands those of `round` over, until one is refused; whether there was the
+    /// time to. A full queue is waited for: it empties as reports come in.
+    async fn send(
+        &mut self,
+        producer: &FutureProducer<Log>,
+        round: &[usize],
+        ends: Instant,
+    ) -> bool {
+        let mut reports = round.iter();
+        for &index in round {
+            let Record { topic, event } = &self.records[index];
+            let key = &event.attributes.correlationid;
+            self.states[index] = loop {
+                let record = FutureRecord {
+                    topic,
+                    partition: None,
+                    payload: Some(&event.data[..]),
+                    key: Some(key).filter(|key| !key.is_empty()),
+                    timestamp: None,
+                    headers: Some(record::headers(&event.attributes)),
+                };
+                match producer.send_result(record) {
+                    Ok(report) => break State::Sent(report),
+                    Err((KafkaError::MessageProduction(Code::QueueFull), _)) => {
+                        let oldest = reports.next().filter(|oldest| **oldest < index);
+                        let Some(oldest) = oldest else {
+                            break State::Done(Err(KafkaError::MessageProduction(Code::QueueFull)));
+                        };
+                        if !self.states[*oldest].settle(ends).await {
+                            return false;
+                        }
+                    }
+                    Err((why, _)) => break State::Done(Err(why)),
+                }
+            };
+            if let State::Done(Err(_)) = self.states[index] {
+                break;
+            }
+        }
+        true
+    }
+
+    /// Takes the reports that come until `ends`.
+    async fn collect(&mut self, ends: Instant) {
+        for state in &mut self.states {
+            state.settle(ends).await;
+        }
     }
 
     fn into_answers(self, late: &str) -> Vec<Result<(), Error>> {
-        let mut refusal = self.refusal;
-        let mut states = self.states.into_iter();
-        let answer = |record: &Record| match states.next() {
-            Some(State::Done(Ok(_))) => Ok(()),
-            Some(State::Done(Err(why))) => Err(failure(record, &why, late)),
-            Some(State::Sent(_)) => Err(Error::Broker(late.to_owned())),
-            None => Err(match refusal.take() {
-                Some(why) => failure(record, &why, late),
-                None => Error::Broker("not sent, because one before it failed".into()),
-            }),
+        let answer = |(record, state): (&Record, State)| match state {
+            State::Done(Ok(())) => Ok(()),
+            State::Done(Err(why)) => Err(failure(record, &why, late)),
+            State::Sent(_) => Err(Error::Broker(late.to_owned())),
+            State::Unsent => Err(Error::Broker("not sent, because another one failed".into())),
         };
-        self.records.iter().map(answer).collect()
+        self.records.iter().zip(self.states).map(answer).collect()
     }
 }
 
@@ -195,7 +228,7 @@ impl State {
                 return false;
             };
             *self = Self::Done(match report {
-                Ok(report) => report.map_err(|(why, _)| why),
+                Ok(report) => report.map(drop).map_err(|(why, _)| why),
                 Err(_) => Err(KafkaError::Canceled),
             });
         }

@@ -92,9 +92,7 @@ impl Settings {
             .set("acks", "all")
             .set("enable.idempotence", "true")
             // A record that fails takes all behind it along, so that none of
-            // its key overtakes it. With more than one request on its way the
-            // next could: a broker that doesn't know the producer yet takes any
-            // sequence number for its first.
+            // its key overtakes it; see the publisher.
             .set("enable.gapless.guarantee", "true")
             .set("max.in.flight.requests.per.connection", "1")
             // Time limits are the publisher's: librdkafka's own would take one

@@ -16,7 +16,7 @@ use rdkafka::{
     message::{Header, OwnedHeaders},
     mocking::MockCluster,
     producer::{DefaultProducerContext, FutureProducer, FutureRecord},
-    types::RDKafkaRespErr,
+    types::{RDKafkaApiKey, RDKafkaRespErr},
 };
 
 use super::*;
@@ -531,6 +531,46 @@ async fn a_record_that_is_too_large_is_named_and_holds_up_its_key_only_until_it_
     publish(&broker, batch.split_off(3)).await;
     let mut consumer = broker.tail(&topic, From::Beginning).await.unwrap();
     assert_eq!(ids(&read_all(consumer.as_mut(), 3).await), ["a-0", "a-1", "a-3"]);
+}
+
+#[tokio::test]
+async fn nothing_overtakes_a_record_that_the_broker_refuses() {
+    let cluster = Cluster::start();
+    let (broker, topic) = (cluster.broker(), unique("hooks."));
+    // Two of these don't fit into one request.
+    let mut batch = records(&topic, &["a"], 0, 8);
+    for (number, record) in batch.iter_mut().enumerate() {
+        record.event.data = Bytes::from("0".repeat(600_000) + &number.to_string());
+    }
+    match &cluster {
+        // It checks no sequence numbers, so it is the first round's test.
+        Cluster::Mock(mock) => {
+            cluster.create(&topic, 1).await;
+            let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+            mock.request_errors(RDKafkaApiKey::Produce, &[refusal]);
+            let answers = broker.publish(batch.clone(), SOON).await;
+            assert!(matches!(answers[0], Err(Error::Event(_))), "{answers:?}");
+            assert!(answers.iter().all(Result::is_err), "{answers:?}");
+        }
+        Cluster::Real(_) => {
+            let new = NewTopic::new(&topic, 1, TopicReplication::Fixed(1));
+            let new = new.set("max.message.bytes", "700000");
+            let admin = cluster.admin();
+            let made = admin.create_topics([&new], &AdminOptions::new());
+            made.await.unwrap().pop().unwrap().unwrap();
+            let good = batch[2].event.data.clone();
+            // Its size counts compressed, and noise can't be.
+            batch[2].event.data = (0..800_000).map(|_| rand::random::<u8>()).collect();
+            let answers = broker.publish(batch.clone(), SOON).await;
+            assert!(answers[0].is_ok() && answers[1].is_ok(), "{answers:?}");
+            assert!(matches!(answers[2], Err(Error::Event(_))), "{answers:?}");
+            assert!(answers[3..].iter().all(Result::is_err), "{answers:?}");
+            batch[2].event.data = good;
+        }
+    }
+    publish(&broker, batch).await;
+    let mut consumer = broker.tail(&topic, From::Beginning).await.unwrap();
+    assert_ordered(&read_all(consumer.as_mut(), 8).await, &["a"], 8);
 }
 
 #[tokio::test]
