@@ -91,7 +91,7 @@ impl Reader {
         let client = Arc::clone(&self.client);
         let asked = blocking(move || {
             let answer = client.fetch_metadata(None, ANSWER_LIMIT);
-            answer.map_err(|why| Error::Broker(format!("the broker doesn't answer: {why}")))
+            answer.map_err(|why| Error::Broker(format!("no broker answers: {why}; see `events`")))
         });
         let answer = asked.await;
         if answer.is_err() {
@@ -207,8 +207,14 @@ fn passing(why: KafkaError) -> Result<(), Error> {
             debug!("{why}");
             Ok(())
         }
-        // One broker of several, or one connection.
-        Some(Code::BrokerTransportFailure | Code::Resolve | Code::OperationTimedOut) => {
+        // Connections, which it makes again. These come in crowds, old ones
+        // among them, so it is silence that tells that the broker is gone.
+        Some(
+            Code::BrokerTransportFailure
+            | Code::AllBrokersDown
+            | Code::Resolve
+            | Code::OperationTimedOut,
+        ) => {
             debug!("{why}");
             Ok(())
         }
@@ -216,9 +222,6 @@ fn passing(why: KafkaError) -> Result<(), Error> {
             warn!("`next` wasn't asked for too long: the group went on without this member");
             Ok(())
         }
-        Some(Code::AllBrokersDown) => Err(Error::Broker(
-            "no broker can be reached; `events` says where they should be".into(),
-        )),
         Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed) => {
             Err(Error::Broker(format!("{why}: grant the right to read on the broker")))
         }

@@ -94,11 +94,8 @@ impl ClientContext for Log {
         }
     }
 
-    fn error(&self, error: KafkaError, reason: &str) {
-        match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AllBrokersDown) => warn!(target: "librdkafka", "{reason}"),
-            _ => debug!(target: "librdkafka", "{reason}"),
-        }
+    fn error(&self, _: KafkaError, reason: &str) {
+        debug!(target: "librdkafka", "{reason}");
     }
 }
 
