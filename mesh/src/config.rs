@@ -9,6 +9,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
+    num::NonZeroU16,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -163,6 +164,9 @@ pub struct ServiceConfig {
     pub port: Option<u16>,
     /// The admin port when the service has a process of its own.
     pub admin_port: Option<u16>,
+    /// Its instances' share of the calls, against those of other weights; 1
+    /// unless set.
+    pub weight: Option<NonZeroU16>,
 }
 
 /// One source of settings, by flattened key.
@@ -327,6 +331,11 @@ impl Config {
     /// The mesh port that `service` is to bind.
     pub fn port(&self, service: &str) -> u16 {
         self.services.get(service).and_then(|s| s.port).unwrap_or(0)
+    }
+
+    /// The weight of `service`'s instances in this process.
+    pub fn weight(&self, service: &str) -> NonZeroU16 {
+        self.services.get(service).and_then(|s| s.weight).unwrap_or(NonZeroU16::MIN)
     }
 
     /// The admin port that `service` is to bind in a process of its own.

@@ -46,6 +46,21 @@ pub(crate) struct Service {
     pub(crate) address: String,
     pub(crate) port: u16,
     pub(crate) meta: Option<HashMap<String, String>>,
+    #[serde(default)]
+    pub(crate) weights: Weights,
+}
+
+/// The share of the calls it wants.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Weights {
+    pub(crate) passing: u16,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self { passing: 1 }
+    }
 }
 
 /// What became of a check: `passing`, `warning` or `critical`.

@@ -5,13 +5,13 @@ mod meta;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use consulrs::api::{
     check::common::AgentServiceCheck,
     service::{
-        common::AgentServiceConnect,
+        common::{AgentServiceConnect, AgentWeights},
         requests::{DeregisterServiceRequest, RegisterServiceRequest},
     },
 };
@@ -181,6 +181,10 @@ fn registration(
         port: Some(instance.address.port().into()),
         tags: Some(vec![TAG.to_owned()]),
         meta: Some(meta::write(instance)?),
+        weights: Some(AgentWeights {
+            passing: Some(instance.weight.get().into()),
+            warning: Some(instance.weight.get().into()),
+        }),
         connect: Some(Box::new(AgentServiceConnect {
             native: Some(true),
             ..AgentServiceConnect::default()
@@ -223,6 +227,8 @@ fn instance(service: &str, entry: Entry) -> Option<Instance> {
         version: meta::version(&meta),
         packages: meta::list(&meta, meta::PACKAGES),
         capabilities: meta::list(&meta, meta::CAPABILITIES),
+        // Consul takes 0, which is Envoy's word for the least.
+        weight: NonZeroU16::new(entry.service.weights.passing).unwrap_or(NonZeroU16::MIN),
         // A warning is a note to people, as in Consul's own DNS.
         healthy: entry.checks.iter().all(|check| check.status != "critical"),
     })

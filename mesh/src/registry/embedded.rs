@@ -159,6 +159,7 @@ mod tests {
             version: semver::Version::new(1, 2, 3),
             packages: vec!["p.v1".into()],
             capabilities: vec![],
+            weight: std::num::NonZeroU16::MIN,
             healthy: true,
         }
     }

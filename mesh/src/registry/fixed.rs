@@ -2,7 +2,7 @@
 //! addresses for each service. Nothing registers; the client learns from its
 //! calls which addresses answer.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, num::NonZeroU16, sync::Arc};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -40,6 +40,7 @@ impl StaticRegistry {
                     version: semver::Version::new(0, 0, 0),
                     packages: vec![],
                     capabilities: vec![],
+                    weight: NonZeroU16::MIN,
                     healthy: true,
                 })
                 .collect();

@@ -5,7 +5,7 @@ pub mod consul;
 pub mod embedded;
 pub mod fixed;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, sync::Arc};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,8 @@ pub struct Instance {
     pub packages: Vec<String>,
     /// What else it can do, such as `http`.
     pub capabilities: Vec<String>,
+    /// Its share of the calls, against the weights of the others.
+    pub weight: NonZeroU16,
     /// Whether the registry's own health check passes.
     pub healthy: bool,
 }

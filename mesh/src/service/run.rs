@@ -138,6 +138,7 @@ impl Running {
                     .map_err(|why| Error::Registry(format!("{name}'s version: {why}")))?,
                 packages: descriptor.packages(),
                 capabilities: descriptor.capabilities.iter().map(|c| (*c).to_owned()).collect(),
+                weight: config.weight(name),
                 healthy: true,
             })
             .await?;

@@ -161,6 +161,7 @@ fn entry(service: &Value) -> Value {
             "Port": service["Port"],
             "Meta": service["Meta"],
             "Connect": service["Connect"],
+            "Weights": service.get("Weights").cloned().unwrap_or(json!({ "Passing": 1, "Warning": 1 })),
         },
         "Checks": checks,
     })

@@ -23,6 +23,7 @@ fn instance(id: &str) -> Instance {
         version: semver::Version::new(1, 2, 3),
         packages: vec!["p.v1".into(), "q.v2".into()],
         capabilities: vec!["x".into()],
+        weight: std::num::NonZeroU16::new(3).unwrap(),
         healthy: true,
     }
 }
