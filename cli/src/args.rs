@@ -81,7 +81,16 @@ pub(crate) struct Serve {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "With --wide a second table shows each called instance as its callers see it: whether it
+is called (ready, ejected, unhealthy, unconnected), how long its calls take of late, how many
+are in flight, and how many retries its service's calls have in store; and every breaker that
+isn't closed. The callers tell that on their admin ports."
+)]
 pub(crate) struct Services {
+    /// Show the instances as their callers see them, too
+    #[arg(long)]
+    pub(crate) wide: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,9 +1,12 @@
 //! `omni services`: who is registered, and who answers.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use futures::future::join_all;
-use mesh::registry::{self, Instance};
+use mesh::{
+    client::Upstream,
+    registry::{self, Instance},
+};
 use serde::Serialize;
 use tonic::transport::Endpoint;
 use tonic_health::pb::{
@@ -36,8 +39,12 @@ pub(crate) async fn run(common: &Common, args: &Services) -> anyhow::Result<()> 
             .map(|instance| async move { Shown { health: health(&instance).await, instance } }),
     )
     .await;
+    let upstreams = if args.wide { upstreams(&shown).await } else { vec![] };
     if args.json {
-        return output::json(&shown);
+        return match args.wide {
+            true => output::json(&Wide { instances: &shown, upstreams: &upstreams }),
+            false => output::json(&shown),
+        };
     }
     if shown.is_empty() {
         return output::line("no service is registered; `omni up` runs them all");
@@ -53,7 +60,87 @@ pub(crate) async fn run(common: &Common, args: &Services) -> anyhow::Result<()> 
             instance.id,
         ]);
     }
+    table.print()?;
+    if args.wide { show_upstreams(upstreams) } else { Ok(()) }
+}
+
+/// With `--wide --json`.
+#[derive(Serialize)]
+struct Wide<'a> {
+    instances: &'a [Shown],
+    upstreams: &'a [Upstream],
+}
+
+fn show_upstreams(upstreams: Vec<Upstream>) -> anyhow::Result<()> {
+    output::line("")?;
+    if upstreams.is_empty() {
+        return output::line("no process tells how it sees others");
+    }
+    let mut table = Table::new([
+        "CALLER",
+        "CALLED",
+        "ADDRESS",
+        "STATE",
+        "LATENCY",
+        "IN FLIGHT",
+        "RETRIES LEFT",
+        "NOTE",
+    ]);
+    let mut breakers = Vec::new();
+    for Upstream { caller, service, retries_left, breakers: of_methods, instances } in upstreams {
+        for instance in instances {
+            table.row([
+                caller.clone(),
+                service.clone(),
+                instance.address.to_string(),
+                word(&instance.state),
+                format!("{:.2} ms", instance.latency_ms),
+                instance.in_flight.to_string(),
+                retries_left.to_string(),
+                instance.note.unwrap_or_default(),
+            ]);
+        }
+        for (method, state) in of_methods {
+            breakers.push([caller.clone(), method, word(&state)]);
+        }
+    }
+    table.print()?;
+    if breakers.is_empty() {
+        return output::line("\nevery breaker is closed");
+    }
+    output::line("")?;
+    let mut table = Table::new(["CALLER", "METHOD", "BREAKER"]);
+    breakers.into_iter().for_each(|row| table.row(row));
     table.print()
+}
+
+/// As it is in JSON.
+fn word(state: &impl Serialize) -> String {
+    let value = serde_json::to_value(state).unwrap_or_default();
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// What the processes of `shown` say of the services they call.
+async fn upstreams(shown: &[Shown]) -> Vec<Upstream> {
+    let admins: BTreeSet<_> = shown.iter().filter_map(|shown| shown.instance.admin).collect();
+    let told = join_all(admins.into_iter().map(|admin| async move {
+        let told = tokio::time::timeout(TIMEOUT, upstreams_of(admin)).await;
+        match told.map_err(anyhow::Error::from).and_then(|told| told) {
+            Ok(told) => told,
+            Err(why) => {
+                tracing::warn!(%admin, %why, "doesn't tell how it sees others");
+                vec![]
+            }
+        }
+    }));
+    told.await.into_iter().flatten().collect()
+}
+
+async fn upstreams_of(admin: std::net::SocketAddr) -> anyhow::Result<Vec<Upstream>> {
+    let client = reqwest::Client::builder().use_rustls_tls().build()?;
+    let answer =
+        client.get(format!("http://{admin}/upstreams")).send().await?.error_for_status()?;
+    Ok(serde_json::from_slice(&answer.bytes().await?)?)
 }
 
 /// What the instance itself says on its admin port; what the registry says,

@@ -1,5 +1,5 @@
-//! The admin port of a process: gRPC health for Consul, `/livez`, `/readyz` and
-//! `/metrics`. Loopback unless configured otherwise.
+//! The admin port of a process: gRPC health for Consul, `/livez`, `/readyz`,
+//! `/metrics`, and `/upstreams` for `omni services --wide`. Loopback unless configured otherwise.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,7 +10,11 @@ use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use super::App;
-use crate::{Error, telemetry::Telemetry};
+use crate::{
+    Error,
+    client::{Clients, Upstream},
+    telemetry::Telemetry,
+};
 
 /// Which services of this process are ready.
 #[derive(Clone)]
@@ -42,15 +46,16 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// An admin port that shows `telemetry`'s metrics.
-    pub async fn new(telemetry: Arc<Telemetry>) -> Self {
+    /// An admin port that shows `telemetry`'s metrics, and what `clients` see.
+    pub async fn new(telemetry: Arc<Telemetry>, clients: Clients) -> Self {
         let (health, server) = tonic_health::server::health_reporter();
         health.set_service_status("", ServingStatus::NotServing).await;
         let readiness = Readiness { health, services: Arc::default() };
         let pages = Router::new()
             .route("/livez", get(|| async { "alive\n" }))
             .route("/readyz", get(readyz).with_state(readiness.clone()))
-            .route("/metrics", get(metrics).with_state(telemetry));
+            .route("/metrics", get(metrics).with_state(telemetry))
+            .route("/upstreams", get(upstreams).with_state(clients));
         let router = Routes::new(server).prepare().into_axum_router().merge(pages);
         Self { readiness, app: super::app(router) }
     }
@@ -61,6 +66,10 @@ async fn readyz(State(readiness): State<Readiness>) -> impl IntoResponse {
     let ready = !services.is_empty() && services.values().all(|ready| *ready);
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(services))
+}
+
+async fn upstreams(State(clients): State<Clients>) -> Json<Vec<Upstream>> {
+    Json(clients.upstreams().await)
 }
 
 async fn metrics(State(telemetry): State<Arc<Telemetry>>) -> Result<String, (StatusCode, String)> {

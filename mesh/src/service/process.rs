@@ -8,6 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{Service, run};
 use crate::{
     Error,
+    client::Clients,
     config::Config,
     events::broker::{self, Broker},
     identity::{self, Authority, Identity, is_name, is_operator_name},
@@ -42,6 +43,7 @@ pub struct Process {
     pub(super) broker: Arc<dyn Broker>,
     pub(super) policy: watch::Receiver<Arc<Policy>>,
     pub(super) interceptors: Interceptors,
+    pub(super) clients: Clients,
     pub(super) readiness: Readiness,
     pub(super) admin_address: SocketAddr,
     _metrics: Attached,
@@ -67,7 +69,8 @@ impl Process {
         let telemetry = telemetry.into();
         let interceptors = Interceptors::default();
         let metrics = interceptors.attach(Arc::new(Metrics::new()));
-        let admin = Admin::new(telemetry.clone()).await;
+        let clients = Clients::default();
+        let admin = Admin::new(telemetry.clone(), clients.clone()).await;
         let listener = bind(
             "the admin port",
             (config.admin_bind, admin_port).into(),
@@ -88,6 +91,7 @@ impl Process {
             broker: broker::broker(&config).await?,
             policy: policy::policy(&config, declared).await?,
             interceptors,
+            clients,
             readiness: admin.readiness,
             admin_address,
             _metrics: metrics,

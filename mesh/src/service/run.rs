@@ -8,7 +8,10 @@ use std::{
 
 use api::lifecycle::v1::ServiceState;
 use tokio::{net::TcpListener, sync::mpsc};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 use super::{
     Context, Descriptor, Process, Progress, Service, Stage, Surface, denials,
@@ -55,6 +58,8 @@ struct Running {
     stop_server: CancellationToken,
     relay: TaskTracker,
     stop_relay: CancellationToken,
+    /// Cancel what may still run when this goes.
+    _guards: [DropGuard; 4],
 }
 
 impl Running {
@@ -75,6 +80,11 @@ impl Running {
             None => None,
         };
         let (stop_relay, relay) = (CancellationToken::new(), TaskTracker::new());
+        let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
+        let stop_server = CancellationToken::new();
+        // Should the start fail half-way, what runs already ends.
+        let all = [&stop_relay, &draining, &stopping, &stop_server];
+        let guards = all.map(|token| token.clone().drop_guard());
         let (broker, flush) = (process.broker.clone(), flush_time(config));
         let way = match &outbox {
             Some(outbox) => {
@@ -93,27 +103,28 @@ impl Running {
         let version = descriptor.version;
         let lifecycle = Lifecycle { service: name, instance: instance.clone(), version, way };
         lifecycle.tell(ServiceState::Started, "").await;
+        let client = Client::new(
+            identity.clone(),
+            process.registry.clone(),
+            process.policy.clone(),
+            process.interceptors.clone(),
+        );
+        process.clients.add(client.clone());
         let context = Context {
             name,
             config: config.clone(),
-            client: Client::new(
-                identity.clone(),
-                process.registry.clone(),
-                process.policy.clone(),
-                process.interceptors.clone(),
-            ),
+            client,
             outbox,
             broker: process.broker.clone(),
             tasks: TaskTracker::new(),
-            draining: CancellationToken::new(),
-            stopping: CancellationToken::new(),
+            draining,
+            stopping,
         };
         let surface = service.start(&context).await?;
         let setting = format!("services.{name}.port");
         let listener = bind(name, (config.bind, config.port(name)).into(), &setting).await?;
         let bound = listener.local_addr().map_err(Error::file("the mesh port"))?;
         let address = (advertised(config)?, bound.port()).into();
-        let stop_server = CancellationToken::new();
         let server = serve(
             process,
             &context,
@@ -155,6 +166,7 @@ impl Running {
             stop_server,
             relay,
             stop_relay,
+            _guards: guards,
         })
     }
 
