@@ -6,6 +6,8 @@
 //! `…_FILE`, the path of a file that holds the value. A crate with settings of
 //! its own reads its section by [`Config::section`].
 
+mod limits;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
@@ -18,6 +20,7 @@ use config::{Environment, File, FileFormat, Value, ValueKind};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, de::DeserializeOwned};
 
+pub use self::limits::LimitsConfig;
 use crate::Error;
 
 /// The built-in defaults, in the form of `omni.toml`.
@@ -139,23 +142,6 @@ pub struct TelemetryConfig {
     pub sample: f64,
 }
 
-/// Limits of every server.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LimitsConfig {
-    /// How many connections a listener holds at once.
-    pub connections: usize,
-    /// How many requests one connection has in flight at once.
-    pub streams: u32,
-    /// How many bytes one message may have, decompressed.
-    pub message_bytes: usize,
-    /// How many bytes all headers of one request may have together.
-    pub header_bytes: u32,
-    /// How long a TLS handshake, or reading a request's headers, may take.
-    #[serde(with = "humantime_serde")]
-    pub handshake_timeout: Duration,
-}
-
 /// Settings that every service has.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -255,6 +241,7 @@ impl Config {
             let value = format!("{:?}", self.dev_identity.leaf_ttl);
             return Err(Error::setting("dev_identity.leaf_ttl", value, "expected 2s or more"));
         }
+        self.limits.check()?;
         Ok(self)
     }
 
@@ -495,6 +482,17 @@ mod tests {
         load("[hooks]\nx = 1", &[], &[]).unwrap().check_keys(&["hooks"]).unwrap();
         let error = load("[log]\nformt = \"json\"", &[], &[]).unwrap_err().to_string();
         assert!(error.contains("formt"), "{error}");
+    }
+
+    #[test]
+    fn a_limit_that_lets_nothing_through_is_refused_by_name() {
+        for (toml, key) in [
+            ("[limits]\nin_flight = 0", "limits.in_flight"),
+            ("[limits]\nidle_timeout = \"0s\"", "limits.idle_timeout"),
+        ] {
+            let error = load(toml, &[], &[]).unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
     }
 
     #[test]

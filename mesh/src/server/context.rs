@@ -4,6 +4,7 @@
 use std::{
     sync::Arc,
     task::{Context as TaskContext, Poll},
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -17,6 +18,7 @@ use super::Remote;
 use crate::{
     call::{CALLER_HEADER, Call},
     client::{deadline, trace::TRACEPARENT},
+    descriptors,
     identity::SpiffeId,
     telemetry::trace::{self, Kind},
 };
@@ -30,11 +32,24 @@ const PROXIES: [&str; 3] = ["gateway", "version-bridge", "tool-capture"];
 pub(super) struct Context<S> {
     inner: S,
     me: Arc<str>,
+    unary_timeout: Duration,
 }
 
 impl<S> Context<S> {
-    pub(super) fn new(inner: S, me: Arc<str>) -> Self {
-        Self { inner, me }
+    pub(super) fn new(inner: S, me: Arc<str>, unary_timeout: Duration) -> Self {
+        Self { inner, me, unary_timeout }
+    }
+
+    /// Until when the call may take: as its caller says, and where it is unary
+    /// no longer than this server has time.
+    fn deadline(&self, request: &Request<Body>) -> Option<Instant> {
+        let left = deadline::parse(request.headers());
+        let unary = descriptors::method(request.uri().path()).is_some_and(|m| !m.streaming);
+        let left = match unary {
+            true => Some(left.map_or(self.unary_timeout, |left| left.min(self.unary_timeout))),
+            false => left,
+        };
+        left.map(|left| Instant::now() + left)
     }
 }
 
@@ -65,7 +80,7 @@ where
             request.headers().get(TRACEPARENT).and_then(|value| trace::parse(value.to_str().ok()?));
         let name = request.uri().path().trim_start_matches('/');
         let span = trace::child(&self.me, Kind::Server, name, parent.as_ref());
-        let deadline = deadline::parse(request.headers()).map(|left| Instant::now() + left);
+        let deadline = self.deadline(&request);
         let call = Call { caller, deadline, trace: trace::context(&span).or(parent) };
 
         // The clone that was made ready goes; the other one is for the next.

@@ -1,40 +1,32 @@
-//! Accepts connections, secures them, serves them, and lets them go: one loop
-//! for the mesh port, the gateway's port and the admin port.
+//! Accepts connections and lets them go: one loop for the mesh port, the
+//! gateway's port and the admin port.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
+use futures::FutureExt as _;
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-    service::TowerToHyperService,
-};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::body::Body;
 use tower::Service;
 
-use crate::{client::Peer, config::LimitsConfig, identity::Identity};
+use super::{
+    connection,
+    ledger::{Ledger, Refusal},
+    quota::{self, Crowd, Present, Quota, Room, Taken},
+    streams::Streams,
+};
+use crate::{
+    config::LimitsConfig,
+    identity::{Identity, SpiffeId},
+};
 
-/// How often a silent connection is asked for a sign of life, and how long that
-/// may take.
-const PING_INTERVAL: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many streams a peer may reset before they were looked at, and how many
-/// of its errors are answered, before the connection is closed.
-const PENDING_RESETS: usize = 20;
-const LOCAL_ERROR_RESETS: usize = 1024;
-/// How many headers a request of HTTP/1.1 may have.
-const HEADERS: usize = 256;
-/// How much of a request may be on its way unread, a stream and in all.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// How long to wait before accepting again where the system refuses, such as
 /// when it has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -50,17 +42,9 @@ pub enum Security {
     Admin,
 }
 
-/// Who is at the other end of the connection a request came by.
-#[derive(Clone, Debug)]
-pub struct Remote {
-    /// Its address.
-    pub address: SocketAddr,
-    /// Its identity; only on the mesh port, and there always.
-    pub peer: Option<Peer>,
-}
-
-/// Serves `app` on `listener` until `stop`; then closes the listener, tells the
-/// peers, and waits up to `grace` for what is in flight.
+/// Serves `app` on `listener` until `stop`; then takes in what waits to be
+/// accepted, closes the listener, tells the peers to go, and waits up to
+/// `grace` for what is in flight.
 pub async fn serve<A>(
     listener: TcpListener,
     security: Security,
@@ -75,195 +59,134 @@ pub async fn serve<A>(
         + 'static,
     A::Future: Send,
 {
-    let connections = TaskTracker::new();
     let cut = CancellationToken::new();
-    let room = Arc::new(Semaphore::new(limits.connections));
-    let acceptor = Arc::new(Acceptor {
-        builder: builder(&security, limits),
-        tls: match &security {
-            Security::Mesh(identity) => {
-                Some((TlsAcceptor::from(identity.server_config()), identity.clone()))
+    let door = Door::new(security, limits, stop.clone(), grace);
+    let take_in = |stream: TcpStream, address: SocketAddr| {
+        let guest = match door.let_in(address) {
+            Ok(guest) => guest,
+            Err(refusal) => return door.ledger.refused(address, refusal, "a limit is reached"),
+        };
+        let (connection, cut) =
+            (connection::run(door.clone(), stream, guest, app.clone()), cut.clone());
+        door.tasks.spawn(async move {
+            tokio::select! {
+                () = connection => {}
+                () = cut.cancelled() => {}
             }
-            Security::Edge | Security::Admin => None,
-        },
-        handshake_timeout: limits.handshake_timeout,
-        grace,
-        stop: stop.clone(),
-    });
+        });
+    };
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
         };
-        let (stream, address) = match accepted {
-            Ok(accepted) => accepted,
+        match accepted {
+            Ok((stream, address)) => take_in(stream, address),
             Err(why) => {
-                tracing::warn!(%why, "can't accept a connection");
+                door.ledger.cannot_accept(&why);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
             }
-        };
-        let Ok(place) = room.clone().try_acquire_owned() else {
-            tracing::warn!(%address, "connection refused: `limits.connections` is reached");
-            continue;
-        };
-        let (acceptor, app, cut) = (acceptor.clone(), app.clone(), cut.clone());
-        connections.spawn(async move {
-            let _place = place;
-            tokio::select! {
-                () = acceptor.connection(stream, address, app) => {}
-                () = cut.cancelled() => {}
-            }
-        });
+        }
+    }
+    // To their peers these are connected: closing the listener would reset them.
+    while let Some(Ok((stream, address))) = listener.accept().now_or_never() {
+        take_in(stream, address);
     }
     drop(listener);
-    connections.close();
-    if tokio::time::timeout(grace, connections.wait()).await.is_err() {
-        tracing::warn!(left = connections.len(), "connections are cut off at the end of the drain");
+    door.tasks.close();
+    if tokio::time::timeout(grace, door.tasks.wait()).await.is_err() {
+        let left = door.connections.taken();
+        tracing::warn!(left, "connections are cut off at the end of the drain");
         cut.cancel();
-        connections.wait().await;
+        door.tasks.wait().await;
     }
 }
 
-fn builder(security: &Security, limits: &LimitsConfig) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.handshake_timeout)
-        // Twice the limits: what is a little over them gets an answer in the
-        // app's own form, what is more the bare 431 of the protocol.
-        .max_headers(HEADERS)
-        .max_buf_size((2 * limits.header_bytes as usize).max(8192));
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(limits.streams)
-        .max_header_list_size(limits.header_bytes)
-        .max_pending_accept_reset_streams(PENDING_RESETS)
-        .max_local_error_reset_streams(LOCAL_ERROR_RESETS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT);
-    match security {
-        Security::Mesh(_) => builder.http2_only(),
-        Security::Edge => builder.http1_only(),
-        Security::Admin => builder,
-    }
+/// What speaks on a port, ready for handshakes.
+pub(super) enum Port {
+    Mesh(Identity, TlsAcceptor),
+    Edge,
+    Admin,
 }
 
-/// What every connection of a listener needs.
-struct Acceptor {
-    builder: auto::Builder<TokioExecutor>,
-    tls: Option<(TlsAcceptor, Identity)>,
-    handshake_timeout: Duration,
+/// What all connections of a listener share: who may come in, and what becomes
+/// of them.
+pub(super) struct Door {
+    pub(super) port: Port,
+    pub(super) limits: LimitsConfig,
+    pub(super) ledger: Arc<Ledger>,
+    /// Connections, and what hyper makes of their requests.
+    pub(super) tasks: TaskTracker,
+    pub(super) stop: CancellationToken,
     /// How long what is in flight on a connection may take to its end.
-    grace: Duration,
-    stop: CancellationToken,
+    pub(super) grace: Duration,
+    /// Who has how many connections; on the mesh port only.
+    pub(super) peers: Arc<Crowd<SpiffeId, Arc<Room>>>,
+    connections: Arc<Quota>,
+    handshakes: Arc<Quota>,
+    /// Handshakes by address on the mesh port, elsewhere connections.
+    networks: Arc<Crowd<IpAddr, ()>>,
 }
 
-impl Acceptor {
-    async fn connection<A>(&self, stream: TcpStream, address: SocketAddr, app: A)
-    where
-        A: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
-            + Clone
-            + Send
-            + 'static,
-        A::Future: Send,
-    {
-        // Only a hint for latency: a socket without it works.
-        let _ = stream.set_nodelay(true);
-        let Some((tls, identity)) = &self.tls else {
-            let first_byte = tokio::time::timeout(self.handshake_timeout, stream.readable());
-            if first_byte.await.is_ok() {
-                let until = self.stop.cancelled();
-                self.serve(stream, Remote { address, peer: None }, app, until).await;
+/// A connection that was let in.
+pub(super) struct Guest {
+    pub(super) address: SocketAddr,
+    /// Its place among all connections.
+    pub(super) place: Taken,
+    /// What it takes as somebody unknown at an address.
+    pub(super) from: (Option<Taken>, Present<IpAddr, ()>),
+}
+
+impl Door {
+    fn new(
+        security: Security,
+        limits: &LimitsConfig,
+        stop: CancellationToken,
+        grace: Duration,
+    ) -> Arc<Self> {
+        let (name, port) = match security {
+            Security::Mesh(identity) => {
+                let tls = TlsAcceptor::from(identity.server_config());
+                (identity.id().name().to_owned(), Port::Mesh(identity, tls))
             }
-            return;
+            Security::Edge => ("edge".to_owned(), Port::Edge),
+            Security::Admin => ("admin".to_owned(), Port::Admin),
         };
-        let handshake = tokio::time::timeout(self.handshake_timeout, tls.accept(stream));
-        let refused = match handshake.await {
-            Ok(Ok(stream)) => {
-                let certificates = stream.get_ref().1.peer_certificates();
-                let left = time_left(certificates);
-                match Peer::from_certificates(certificates) {
-                    Some(peer) => {
-                        let end = end_of_life(identity.clone(), left);
-                        let until = async {
-                            tokio::select! {
-                                () = self.stop.cancelled() => {}
-                                () = end => {}
-                            }
-                        };
-                        self.serve(stream, Remote { address, peer: Some(peer) }, app, until).await;
-                        return;
-                    }
-                    None => "the peer has no certificate".to_owned(),
-                }
-            }
-            Ok(Err(why)) => why.to_string(),
-            Err(_) => format!("the handshake took longer than {:?}", self.handshake_timeout),
+        let of_one_network = match port {
+            Port::Mesh(..) => quota::share(limits.handshakes),
+            Port::Edge | Port::Admin => limits.connections_per_peer,
         };
-        tracing::warn!(me = %identity.id(), %address, why = refused, "handshake refused");
+        Arc::new(Self {
+            port,
+            limits: limits.clone(),
+            ledger: Arc::new(Ledger::new(name)),
+            tasks: TaskTracker::new(),
+            stop,
+            grace,
+            peers: Crowd::new(limits.connections_per_peer),
+            connections: Quota::new(limits.connections),
+            handshakes: Quota::new(limits.handshakes),
+            networks: Crowd::new(of_one_network),
+        })
     }
 
-    async fn serve<A, I>(&self, io: I, remote: Remote, app: A, until: impl Future<Output = ()>)
-    where
-        A: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
-            + Clone
-            + Send
-            + 'static,
-        A::Future: Send,
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let address = remote.address;
-        let app = tower::util::MapRequest::new(app, move |request: Request<Incoming>| {
-            let mut request = request.map(Body::new);
-            request.extensions_mut().insert(remote.clone());
-            request
-        });
-        let connection =
-            self.builder.serve_connection(TokioIo::new(io), TowerToHyperService::new(app));
-        tokio::pin!(connection, until);
-        let ended = tokio::select! {
-            ended = &mut connection => ended,
-            () = &mut until => {
-                connection.as_mut().graceful_shutdown();
-                match tokio::time::timeout(self.grace, connection).await {
-                    Ok(ended) => ended,
-                    // A stream that goes on for ever must not outlive what
-                    // its connection was trusted by.
-                    Err(_) => return,
-                }
+    fn let_in(&self, address: SocketAddr) -> Result<Guest, Refusal> {
+        let place = self.connections.take().ok_or(Refusal::Connections)?;
+        let network = self.networks.enter(quota::network(address.ip()), || ());
+        let from = match self.port {
+            Port::Mesh(..) => {
+                let handshake = self.handshakes.take().ok_or(Refusal::Handshakes)?;
+                (Some(handshake), network.ok_or(Refusal::Handshakes)?)
             }
+            Port::Edge | Port::Admin => (None, network.ok_or(Refusal::ConnectionsOfPeer)?),
         };
-        if let Err(why) = ended {
-            tracing::debug!(%address, %why, "connection ended");
-        }
+        Ok(Guest { address, place, from })
     }
-}
 
-/// How long the peer's leaf will be valid.
-fn time_left(certificates: Option<&[rustls_pki_types::CertificateDer<'_>]>) -> Duration {
-    certificates
-        .and_then(|certificates| x509_parser::parse_x509_certificate(certificates.first()?).ok())
-        .and_then(|(_, leaf)| leaf.validity().time_to_expiration())
-        .and_then(|left| Duration::try_from(left).ok())
-        .unwrap_or_default()
-}
-
-/// Waits until the peer's leaf expires, or the roots it was judged by change:
-/// then the connection has to prove itself anew.
-async fn end_of_life(mut identity: Identity, expires: Duration) {
-    let roots = identity.current().roots_pem.clone();
-    let changed = async {
-        loop {
-            identity.changed().await;
-            if identity.current().roots_pem != roots {
-                return;
-            }
-        }
-    };
-    let _ = tokio::time::timeout(expires, changed).await;
+    /// The requests of a new connection, whose peer has `room` in the service.
+    pub(super) fn streams(&self, room: Option<Arc<Room>>) -> Arc<Streams> {
+        // Only there are callers who cancel; HTTP/1.1 just closes.
+        let resets = matches!(self.port, Port::Mesh(..)).then_some(self.limits.resets);
+        Streams::new(self.ledger.clone(), room, self.limits.unary_timeout, resets)
+    }
 }

@@ -1,10 +1,22 @@
 //! The one inbound stack: accept, authenticate, limit, trace, intercept,
 //! authorise.
+//!
+//! In reading order: `listener` accepts, `connection` is one peer from its
+//! handshake to its end, `streams` its requests, `limit` the first of the
+//! stack's layers. `quota`, `ledger` and `throttle` count, tell and keep quiet.
 
 mod admin;
 mod authorize;
+mod connection;
 mod context;
+mod ledger;
+mod limit;
 mod listener;
+mod preface;
+mod quota;
+mod received;
+mod streams;
+mod throttle;
 
 use std::{
     convert::Infallible,
@@ -21,10 +33,16 @@ use tower::{Service, ServiceBuilder, ServiceExt, layer::layer_fn, util::BoxClone
 pub use self::{
     admin::{Admin, Readiness},
     authorize::Denial,
-    listener::{Remote, Security, serve},
+    connection::Remote,
+    listener::{Security, serve},
 };
-use self::{authorize::Authorize, context::Context};
+use self::{
+    authorize::Authorize,
+    context::Context,
+    limit::{Gate, Limit},
+};
 use crate::{
+    config::LimitsConfig,
     intercept::{Intercept, Interceptors},
     policy::Policy,
 };
@@ -37,17 +55,21 @@ pub type App = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 pub fn stack(
     me: &str,
     routes: Routes,
+    limits: &LimitsConfig,
     policy: watch::Receiver<Arc<Policy>>,
     interceptors: Interceptors,
     denials: mpsc::Sender<Denial>,
 ) -> App {
     let me: Arc<str> = me.into();
     let (for_context, for_intercept) = (me.clone(), me.clone());
+    let (gate, unary_timeout) = (Gate::new(me.clone(), limits), limits.unary_timeout);
     let stack = ServiceBuilder::new()
         // Outermost: whatever fails inside leaves as a gRPC status.
         .layer(layer_fn(|inner| Answer { inner }))
+        // Before any work is done: what is too much costs next to nothing.
+        .layer(layer_fn(move |inner| Limit::new(inner, gate.clone())))
         // Next: all that follows can ask who calls, until when, in which trace.
-        .layer(layer_fn(move |inner| Context::new(inner, for_context.clone())))
+        .layer(layer_fn(move |inner| Context::new(inner, for_context.clone(), unary_timeout)))
         // Outside of the decision: interceptors see what is denied as well.
         .layer(layer_fn(move |inner| {
             Intercept::inbound(inner, for_intercept.clone(), interceptors.clone())
@@ -84,7 +106,7 @@ where
     type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
     fn poll_ready(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
-        // The stack is always ready: its limits are the listener's.
+        // The stack is always ready: what is too much is refused, not kept waiting.
         self.inner.poll_ready(cx).map(|_| Ok(()))
     }
 

@@ -235,6 +235,7 @@ fn serve(
             let app = server::stack(
                 context.name,
                 routes.add_service(reflection),
+                &context.config.limits,
                 process.policy.clone(),
                 process.interceptors.clone(),
                 denials,

@@ -47,6 +47,8 @@ impl Service for Audit {
             context.subscribe(topics, Arc::new(Trail))?;
         }
         let handler = Handler::new(Entries::new(context.store()?.clone()));
-        Ok(Surface::Grpc(Routes::new(AuditServer::new(handler))))
+        let limit = context.config().limits.message_bytes;
+        let server = AuditServer::new(handler).max_decoding_message_size(limit);
+        Ok(Surface::Grpc(Routes::new(server)))
     }
 }

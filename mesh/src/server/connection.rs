@@ -1,0 +1,222 @@
+//! One connection: who is there, what is served, and when and how it ends.
+//!
+//! ```text
+//!  accepted ──▶ handshake ──▶ serving ──▶ told to go ──▶ closed
+//!                   │            │                         ▲
+//!                   ▼            └── too many cancelled ───┤
+//!                refused                  or cut off ──────┘
+//! ```
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use http::{Request, Response};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use rustls_pki_types::CertificateDer;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tonic::body::Body;
+use tower::Service;
+
+use super::{
+    ledger::{Ending, Refusal},
+    listener::{Door, Guest, Port},
+    preface::{self, Preface},
+    quota::Room,
+    streams::{Streams, Tasks, Tracked},
+};
+use crate::{client::Peer, identity::Identity};
+
+/// How many of a peer's errors are answered before the connection is closed.
+const LOCAL_ERROR_RESETS: usize = 1024;
+/// How many headers a request of HTTP/1.1 may have.
+const HEADERS: usize = 256;
+/// How much of a request may be on its way unread, a stream and in all.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// How long a connection that was accepted before the stop may take to make its
+/// first request: over HTTP/1.1 nothing can tell the peer to make it elsewhere.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
+
+/// Who is at the other end of the connection a request came by.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Its identity; only on the mesh port, and there always.
+    pub peer: Option<Peer>,
+}
+
+/// Secures and serves what was accepted, to its end.
+pub(super) async fn run<A>(door: Arc<Door>, stream: TcpStream, guest: Guest, app: A)
+where
+    A: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    A::Future: Send,
+{
+    // Only a hint for latency: a socket without it works.
+    let _ = stream.set_nodelay(true);
+    let Guest { address, place: _place, from } = guest;
+    let Port::Mesh(identity, tls) = &door.port else {
+        let remote = Remote { address, peer: None };
+        let streams = door.streams(None);
+        serve(&door, stream, remote, streams, app, std::future::pending()).await;
+        return;
+    };
+    let (stream, peer, left) = match secure(tls, stream, door.limits.handshake_timeout).await {
+        Ok(secured) => secured,
+        Err((refusal, why)) => return door.ledger.refused(address, refusal, &why),
+    };
+    // From now on it counts as its identity's, no longer as its address's.
+    drop(from);
+    let Some(present) = door.peers.enter(peer.id.clone(), || Room::of_one(&door.limits).into())
+    else {
+        return door.ledger.refused(address, Refusal::ConnectionsOfPeer, &peer.id.to_string());
+    };
+    let streams = door.streams(Some(present.own.clone()));
+    let remote = Remote { address, peer: Some(peer) };
+    serve(&door, stream, remote, streams, app, end_of_life(identity.clone(), left)).await;
+}
+
+/// The TLS handshake: the stream, who is there, and how long its leaf is valid.
+async fn secure(
+    tls: &TlsAcceptor,
+    stream: TcpStream,
+    timeout: Duration,
+) -> Result<(TlsStream<TcpStream>, Peer, Duration), (Refusal, String)> {
+    let stream = match tokio::time::timeout(timeout, tls.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(why)) => return Err((Refusal::Handshake, why.to_string())),
+        Err(_) => return Err((Refusal::Late, format!("it took longer than {timeout:?}"))),
+    };
+    let certificates = stream.get_ref().1.peer_certificates();
+    let left = time_left(certificates);
+    match Peer::from_certificates(certificates) {
+        Some(peer) => Ok((stream, peer, left)),
+        None => Err((Refusal::Handshake, "the peer has no certificate".to_owned())),
+    }
+}
+
+async fn serve<A, I>(
+    door: &Door,
+    io: I,
+    remote: Remote,
+    streams: Arc<Streams>,
+    app: A,
+    expired: impl Future<Output = ()>,
+) where
+    A: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    A::Future: Send,
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let address = remote.address;
+    let first_bytes = match door.port {
+        Port::Mesh(..) => preface::HTTP2,
+        Port::Edge | Port::Admin => 1,
+    };
+    let io = TokioIo::new(Preface::new(io, first_bytes, door.limits.handshake_timeout));
+    let inner = TowerToHyperService::new(app);
+    let service = Tracked { inner, remote, streams: streams.clone() };
+    let builder = builder(door, streams.clone());
+    let connection = builder.serve_connection(io, service);
+    tokio::pin!(connection);
+
+    door.ledger.opened();
+    let told = async {
+        tokio::select! {
+            () = expired => Ending::Expired,
+            () = streams.idle(door.limits.idle_timeout) => Ending::Idle,
+            () = stopped(door, &streams) => Ending::Drain,
+        }
+    };
+    let ending = tokio::select! {
+        // An error is the peer's, and of no more use than that it ended.
+        _ = &mut connection => Ending::Peer,
+        () = streams.abused() => Ending::Resets,
+        ending = told => {
+            streams.drain();
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                // A stream that goes on for ever must not outlive what its
+                // connection was trusted by.
+                _ = tokio::time::timeout(door.grace, connection) => ending,
+                () = streams.abused() => Ending::Resets,
+            }
+        }
+    };
+    door.ledger.closed(address, ending);
+}
+
+/// Waits until the listener stops and nobody is surprised by it.
+async fn stopped(door: &Door, streams: &Streams) {
+    door.stop.cancelled().await;
+    if !matches!(door.port, Port::Mesh(..)) {
+        // Else hyper would close a connection whose request is under way.
+        let _ = tokio::time::timeout(FIRST_REQUEST, streams.first()).await;
+    }
+}
+
+fn builder(door: &Door, streams: Arc<Streams>) -> auto::Builder<Tasks> {
+    let limits = &door.limits;
+    let mut builder = auto::Builder::new(Tasks { streams, tasks: door.tasks.clone() });
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.handshake_timeout)
+        // Twice the limits: what is a little over them gets an answer in the
+        // app's own form, what is more the bare 431 of the protocol.
+        .max_headers(HEADERS)
+        .max_buf_size((2 * limits.header_bytes as usize).max(8192));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(limits.header_bytes)
+        .max_pending_accept_reset_streams(limits.pending_resets)
+        .max_local_error_reset_streams(LOCAL_ERROR_RESETS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .keep_alive_interval(limits.ping_interval)
+        .keep_alive_timeout(limits.ping_timeout);
+    match door.port {
+        Port::Mesh(..) => builder.http2_only(),
+        Port::Edge => builder.http1_only(),
+        Port::Admin => builder,
+    }
+}
+
+/// How long the peer's leaf will be valid.
+fn time_left(certificates: Option<&[CertificateDer<'_>]>) -> Duration {
+    certificates
+        .and_then(|certificates| x509_parser::parse_x509_certificate(certificates.first()?).ok())
+        .and_then(|(_, leaf)| leaf.validity().time_to_expiration())
+        .and_then(|left| Duration::try_from(left).ok())
+        .unwrap_or_default()
+}
+
+/// Waits until the peer's leaf expires, or the roots it was judged by change:
+/// then the connection has to prove itself anew.
+async fn end_of_life(mut identity: Identity, expires: Duration) {
+    let roots = identity.current().roots_pem.clone();
+    let changed = async {
+        loop {
+            identity.changed().await;
+            if identity.current().roots_pem != roots {
+                return;
+            }
+        }
+    };
+    // The leaf's end is as good a reason.
+    let _ = tokio::time::timeout(expires, changed).await;
+}

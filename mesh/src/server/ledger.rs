@@ -1,0 +1,137 @@
+//! What a listener tells of its connections: metrics with a closed set of
+//! labels, and log lines at a bounded rate.
+
+use std::net::SocketAddr;
+
+use opentelemetry::{
+    KeyValue,
+    metrics::{Counter, UpDownCounter},
+};
+
+use super::throttle::Throttle;
+use crate::telemetry::label;
+
+/// Why a connection wasn't taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The listener holds as many as it may.
+    Connections,
+    /// The peer has as many as it may.
+    ConnectionsOfPeer,
+    /// As many handshakes are under way as may, in all or of one address.
+    Handshakes,
+    /// The handshake took too long.
+    Late,
+    /// The handshake failed.
+    Handshake,
+}
+
+impl Refusal {
+    const COUNT: usize = 5;
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::ConnectionsOfPeer => "connections_per_peer",
+            Self::Handshakes => "handshakes",
+            Self::Late => "handshake_timeout",
+            Self::Handshake => "handshake",
+        }
+    }
+}
+
+/// Why a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The peer closed it, or broke the protocol, or fell silent.
+    Peer,
+    /// It had no request for long.
+    Idle,
+    /// What it was trusted by is no longer valid.
+    Expired,
+    /// The peer cancelled too many of its requests.
+    Resets,
+    /// The listener stops.
+    Drain,
+}
+
+impl Ending {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::Idle => "idle",
+            Self::Expired => "expired",
+            Self::Resets => "resets",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+/// The instruments of one listener.
+pub(super) struct Ledger {
+    /// The service on a mesh port; else what the port is.
+    name: String,
+    service: KeyValue,
+    connections: UpDownCounter<i64>,
+    closed: Counter<u64>,
+    refused: Counter<u64>,
+    cancelled: Counter<u64>,
+    lines: [Throttle; Refusal::COUNT],
+    failing: Throttle,
+}
+
+impl Ledger {
+    pub(super) fn new(name: String) -> Self {
+        let meter = opentelemetry::global::meter("omnibridge");
+        Self {
+            service: label("service", name.clone()),
+            name,
+            connections: meter
+                .i64_up_down_counter("omni.server.connections")
+                .with_description("Connections that are open, handshakes apart")
+                .build(),
+            closed: meter
+                .u64_counter("omni.server.closed")
+                .with_description("Connections that ended, by why")
+                .build(),
+            refused: meter
+                .u64_counter("omni.server.refused")
+                .with_description("Connections that weren't taken, by why")
+                .build(),
+            cancelled: meter
+                .u64_counter("omni.server.cancelled")
+                .with_description("Requests that their callers cancelled")
+                .build(),
+            lines: std::array::from_fn(|_| Throttle::new()),
+            failing: Throttle::new(),
+        }
+    }
+
+    pub(super) fn opened(&self) {
+        self.connections.add(1, std::slice::from_ref(&self.service));
+    }
+
+    pub(super) fn closed(&self, address: SocketAddr, ending: Ending) {
+        self.connections.add(-1, std::slice::from_ref(&self.service));
+        self.closed.add(1, &[self.service.clone(), label("reason", ending.as_str())]);
+        tracing::debug!(service = self.name, %address, reason = ending.as_str(), "connection ended");
+    }
+
+    pub(super) fn cancelled(&self) {
+        self.cancelled.add(1, std::slice::from_ref(&self.service));
+    }
+
+    pub(super) fn refused(&self, address: SocketAddr, refusal: Refusal, why: &str) {
+        let reason = refusal.as_str();
+        self.refused.add(1, &[self.service.clone(), label("reason", reason)]);
+        if let Some(more) = self.lines[refusal as usize].pass() {
+            tracing::warn!(service = self.name, %address, reason, why, more, "connection refused");
+        }
+    }
+
+    pub(super) fn cannot_accept(&self, why: &std::io::Error) {
+        if let Some(more) = self.failing.pass() {
+            tracing::warn!(service = self.name, %why, more, "can't accept connections");
+        }
+    }
+}
