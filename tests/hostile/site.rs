@@ -1,7 +1,12 @@
 //! What is attacked: a service behind the mesh's inbound stack, and the same
 //! service behind a bare listener beside it, with hyper's own defaults.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use api::audit::v1::{
     ListEntriesRequest, ListEntriesResponse,
@@ -37,6 +42,25 @@ pub const HELD: &str = "held";
 /// How long a stop may take.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// Where a listener is before it is bound.
+const UNBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// One more instance of the service.
+pub struct Instance {
+    /// Where it is.
+    pub address: SocketAddr,
+    stop: CancellationToken,
+    ended: CancellationToken,
+}
+
+impl Instance {
+    /// Drains it, and waits for its end.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.ended.cancelled().await;
+    }
+}
+
 /// A service, and a bare listener beside it.
 pub struct Site {
     /// Where the service is.
@@ -49,12 +73,13 @@ pub struct Site {
     pub attacker: Identity,
     /// A permit lets one call about [`HELD`] be answered.
     pub answers: Arc<Semaphore>,
+    own: Identity,
     authority: DevAuthority,
     config: Config,
     stop: CancellationToken,
     tasks: TaskTracker,
+    policy: watch::Receiver<Arc<Policy>>,
     _policy: watch::Sender<Arc<Policy>>,
-    _denials: mpsc::Receiver<server::Denial>,
     _folder: tempfile::TempDir,
 }
 
@@ -73,57 +98,70 @@ impl Site {
         change(&mut config.limits);
         let authority = DevAuthority::open(&config).expect("the CA is made");
         let identity = |name| authority.identity(name);
-        let own = identity(SERVICE).await.expect("a leaf");
-        let (caller, attacker) = (
-            identity("operator").await.expect("a leaf"),
-            identity("operator-m").await.expect("a leaf"),
-        );
-
-        let answers = Arc::new(Semaphore::new(0));
-        let routes = |limit: usize| {
-            let echo = Echo { answers: answers.clone() };
-            let server = AuditServer::new(echo)
-                .max_decoding_message_size(limit)
-                .accept_compressed(CompressionEncoding::Gzip)
-                .accept_compressed(CompressionEncoding::Zstd);
-            Routes::new(server)
-        };
         let (policy, policies) = watch::channel(Arc::default());
-        let (denied, denials) = mpsc::channel(1);
-        let limit = config.limits.message_bytes;
-        let app = server::stack(
-            SERVICE,
-            routes(limit),
-            &config.limits,
-            policies,
-            Interceptors::default(),
-            denied,
-        );
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let service = listener.local_addr().expect("it is bound");
-        let (limits, stopping, mesh) =
-            (config.limits.clone(), stop.clone(), Security::Mesh(own.clone()));
-        tasks.spawn(async move {
-            server::serve(listener, mesh, &limits, app, stopping, GRACE).await;
-        });
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let bare = listener.local_addr().expect("it is bound");
-        tasks.spawn(serve_bare(listener, own, routes(limit), stop.clone()));
-        Self {
-            service,
-            bare,
-            caller,
-            attacker,
-            answers,
+        let mut site = Self {
+            service: UNBOUND,
+            bare: UNBOUND,
+            caller: identity("operator").await.expect("a leaf"),
+            attacker: identity("operator-m").await.expect("a leaf"),
+            answers: Arc::new(Semaphore::new(0)),
+            own: identity(SERVICE).await.expect("a leaf"),
             authority,
             config,
             stop,
             tasks,
+            policy: policies,
             _policy: policy,
-            _denials: denials,
             _folder: folder,
-        }
+        };
+        site.service = site.spawn("127.0.0.1:0", site.stop.clone(), CancellationToken::new()).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        site.bare = listener.local_addr().expect("it is bound");
+        site.tasks.spawn(serve_bare(listener, site.own.clone(), site.routes(), site.stop.clone()));
+        site
+    }
+
+    /// One more instance of the service, at `address`.
+    ///
+    /// # Panics
+    /// When it can't be started.
+    pub async fn instance(&self, address: &str) -> Instance {
+        let stop = self.stop.child_token();
+        let ended = CancellationToken::new();
+        let address = self.spawn(address, stop.clone(), ended.clone()).await;
+        Instance { address, stop, ended }
+    }
+
+    /// Serves until `stop`, and then says so by `ended`.
+    async fn spawn(
+        &self,
+        address: &str,
+        stop: CancellationToken,
+        ended: CancellationToken,
+    ) -> SocketAddr {
+        let listener = TcpListener::bind(address).await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        // Denials are of no interest: there are none.
+        let (denials, _) = mpsc::channel(1);
+        let limits = self.config.limits.clone();
+        let (policy, none) = (self.policy.clone(), Interceptors::default());
+        let app = server::stack(SERVICE, self.routes(), &limits, policy, none, denials);
+        let security = Security::Mesh(self.own.clone());
+        self.tasks.spawn(async move {
+            server::serve(listener, security, &limits, app, stop, GRACE).await;
+            ended.cancel();
+        });
+        address
+    }
+
+    fn routes(&self) -> Routes {
+        let echo = Echo { answers: self.answers.clone() };
+        let server = AuditServer::new(echo)
+            .max_decoding_message_size(self.config.limits.message_bytes)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd);
+        Routes::new(server)
     }
 
     /// Its configuration.

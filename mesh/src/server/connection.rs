@@ -79,7 +79,9 @@ where
     drop(from);
     let Some(present) = door.peers.enter(peer.id.clone(), || Room::of_one(&door.limits).into())
     else {
-        return door.ledger.refused(address, Refusal::ConnectionsOfPeer, &peer.id.to_string());
+        let refusal = Refusal::ConnectionsOfPeer;
+        let why = format!("{}: {}", peer.id, refusal.setting());
+        return door.ledger.refused(address, refusal, &why);
     };
     let streams = door.streams(Some(present.own.clone()));
     let remote = Remote { address, peer: Some(peer) };
@@ -94,14 +96,23 @@ async fn secure(
 ) -> Result<(TlsStream<TcpStream>, Peer, Duration), (Refusal, String)> {
     let stream = match tokio::time::timeout(timeout, tls.accept(stream)).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(why)) => return Err((Refusal::Handshake, why.to_string())),
+        Ok(Err(why)) => return Err((refusal(&why), why.to_string())),
         Err(_) => return Err((Refusal::Late, format!("it took longer than {timeout:?}"))),
     };
     let certificates = stream.get_ref().1.peer_certificates();
     let left = time_left(certificates);
     match Peer::from_certificates(certificates) {
         Some(peer) => Ok((stream, peer, left)),
-        None => Err((Refusal::Handshake, "the peer has no certificate".to_owned())),
+        None => Err((Refusal::Certificate, "the peer has no certificate".to_owned())),
+    }
+}
+
+/// Told apart, so that noise doesn't drown strangers in the log.
+fn refusal(why: &std::io::Error) -> Refusal {
+    use rustls::Error;
+    match why.get_ref().and_then(|why| why.downcast_ref::<Error>()) {
+        Some(Error::InvalidCertificate(_) | Error::NoCertificatesPresented) => Refusal::Certificate,
+        _ => Refusal::Handshake,
     }
 }
 

@@ -22,12 +22,25 @@ pub(super) enum Refusal {
     Handshakes,
     /// The handshake took too long.
     Late,
-    /// The handshake failed.
+    /// The peer's certificate isn't good, or missing.
+    Certificate,
+    /// The handshake failed otherwise.
     Handshake,
 }
 
 impl Refusal {
-    const COUNT: usize = 5;
+    const COUNT: usize = 6;
+
+    /// The limit that is reached, for people.
+    pub(super) fn setting(self) -> &'static str {
+        match self {
+            Self::Connections => "`limits.connections` is reached",
+            Self::ConnectionsOfPeer => "`limits.connections_per_peer` is reached",
+            Self::Handshakes => "`limits.handshakes` is reached",
+            Self::Late => "`limits.handshake_timeout` is over",
+            Self::Certificate | Self::Handshake => "the handshake failed",
+        }
+    }
 
     fn as_str(self) -> &'static str {
         match self {
@@ -35,6 +48,7 @@ impl Refusal {
             Self::ConnectionsOfPeer => "connections_per_peer",
             Self::Handshakes => "handshakes",
             Self::Late => "handshake_timeout",
+            Self::Certificate => "certificate",
             Self::Handshake => "handshake",
         }
     }
@@ -69,8 +83,9 @@ impl Ending {
 
 /// The instruments of one listener.
 pub(super) struct Ledger {
-    /// The service on a mesh port; else what the port is.
-    name: String,
+    /// For the log: the identity on a mesh port, else what the port is.
+    me: String,
+    /// For the metrics: the service.
     service: KeyValue,
     connections: UpDownCounter<i64>,
     closed: Counter<u64>,
@@ -81,11 +96,12 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    pub(super) fn new(name: String) -> Self {
+    /// A ledger of `service`, which the log calls `me`.
+    pub(super) fn new(service: String, me: String) -> Self {
         let meter = opentelemetry::global::meter("omnibridge");
         Self {
-            service: label("service", name.clone()),
-            name,
+            service: label("service", service),
+            me,
             connections: meter
                 .i64_up_down_counter("omni.server.connections")
                 .with_description("Connections that are open, handshakes apart")
@@ -114,7 +130,7 @@ impl Ledger {
     pub(super) fn closed(&self, address: SocketAddr, ending: Ending) {
         self.connections.add(-1, std::slice::from_ref(&self.service));
         self.closed.add(1, &[self.service.clone(), label("reason", ending.as_str())]);
-        tracing::debug!(service = self.name, %address, reason = ending.as_str(), "connection ended");
+        tracing::debug!(me = self.me, %address, reason = ending.as_str(), "connection ended");
     }
 
     pub(super) fn cancelled(&self) {
@@ -124,14 +140,18 @@ impl Ledger {
     pub(super) fn refused(&self, address: SocketAddr, refusal: Refusal, why: &str) {
         let reason = refusal.as_str();
         self.refused.add(1, &[self.service.clone(), label("reason", reason)]);
-        if let Some(more) = self.lines[refusal as usize].pass() {
-            tracing::warn!(service = self.name, %address, reason, why, more, "connection refused");
+        let Some(more) = self.lines[refusal as usize].pass() else { return };
+        match refusal {
+            Refusal::Late | Refusal::Certificate | Refusal::Handshake => {
+                tracing::warn!(me = self.me, %address, why, more, "handshake refused");
+            }
+            _ => tracing::warn!(me = self.me, %address, why, more, "connection refused"),
         }
     }
 
     pub(super) fn cannot_accept(&self, why: &std::io::Error) {
         if let Some(more) = self.failing.pass() {
-            tracing::warn!(service = self.name, %why, more, "can't accept connections");
+            tracing::warn!(me = self.me, %why, more, "can't accept connections");
         }
     }
 }

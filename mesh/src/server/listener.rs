@@ -64,7 +64,7 @@ pub async fn serve<A>(
     let take_in = |stream: TcpStream, address: SocketAddr| {
         let guest = match door.let_in(address) {
             Ok(guest) => guest,
-            Err(refusal) => return door.ledger.refused(address, refusal, "a limit is reached"),
+            Err(refusal) => return door.ledger.refused(address, refusal, refusal.setting()),
         };
         let (connection, cut) =
             (connection::run(door.clone(), stream, guest, app.clone()), cut.clone());
@@ -144,13 +144,14 @@ impl Door {
         stop: CancellationToken,
         grace: Duration,
     ) -> Arc<Self> {
-        let (name, port) = match security {
+        let (service, me, port) = match security {
             Security::Mesh(identity) => {
                 let tls = TlsAcceptor::from(identity.server_config());
-                (identity.id().name().to_owned(), Port::Mesh(identity, tls))
+                let id = identity.id();
+                (id.name().to_owned(), id.to_string(), Port::Mesh(identity, tls))
             }
-            Security::Edge => ("edge".to_owned(), Port::Edge),
-            Security::Admin => ("admin".to_owned(), Port::Admin),
+            Security::Edge => ("edge".to_owned(), "edge".to_owned(), Port::Edge),
+            Security::Admin => ("admin".to_owned(), "admin".to_owned(), Port::Admin),
         };
         let of_one_network = match port {
             Port::Mesh(..) => quota::share(limits.handshakes),
@@ -159,7 +160,7 @@ impl Door {
         Arc::new(Self {
             port,
             limits: limits.clone(),
-            ledger: Arc::new(Ledger::new(name)),
+            ledger: Arc::new(Ledger::new(service, me)),
             tasks: TaskTracker::new(),
             stop,
             grace,

@@ -316,7 +316,7 @@ mod tests {
     use super::*;
 
     fn streams(resets: u32) -> Arc<Streams> {
-        let ledger = Arc::new(Ledger::new("test".into()));
+        let ledger = Arc::new(Ledger::new("test".into(), "test".into()));
         Streams::new(ledger, None, Duration::from_secs(60), Some(resets))
     }
 

@@ -1,48 +1,47 @@
 //! Keeps a flood of equal events from being a flood of log lines.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-/// How often one kind of line is written at most.
+/// How many lines of one kind are written in each period at most.
+const LINES: u32 = 10;
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Lets one line a second pass, and counts those it holds back.
+/// Lets ten lines a second pass, and counts those it holds back.
 #[derive(Debug)]
 pub(super) struct Throttle {
-    made: Instant,
-    /// Milliseconds after `made` from which the next line may pass.
-    next: AtomicU64,
-    held_back: AtomicU64,
+    period: Mutex<Period>,
+}
+
+#[derive(Debug)]
+struct Period {
+    begun: Instant,
+    passed: u32,
+    held_back: u64,
 }
 
 impl Throttle {
     pub(super) fn new() -> Self {
-        Self { made: Instant::now(), next: AtomicU64::new(0), held_back: AtomicU64::new(0) }
+        Self { period: Mutex::new(Period { begun: Instant::now(), passed: 0, held_back: 0 }) }
     }
 
     /// How many lines were held back since the last one, if this one may pass.
     pub(super) fn pass(&self) -> Option<u64> {
-        let now = millis(self.made.elapsed());
-        let next = self.next.load(Ordering::Relaxed);
-        let passes = now >= next
-            && self
-                .next
-                .compare_exchange(next, now + millis(PERIOD), Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok();
-        if passes {
-            return Some(self.held_back.swap(0, Ordering::Relaxed));
+        let mut period = self.period.lock().unwrap_or_else(PoisonError::into_inner);
+        if period.begun.elapsed() >= PERIOD {
+            (period.begun, period.passed) = (Instant::now(), 0);
         }
-        self.held_back.fetch_add(1, Ordering::Relaxed);
-        None
+        if period.passed == LINES {
+            period.held_back += 1;
+            return None;
+        }
+        period.passed += 1;
+        Some(std::mem::take(&mut period.held_back))
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -50,14 +49,16 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_first_of_a_second_passes_and_tells_of_those_before() {
+    async fn so_many_lines_a_second_pass_and_the_next_one_tells_of_the_others() {
         let throttle = Throttle::new();
-        assert_eq!(throttle.pass(), Some(0));
+        for _ in 0..LINES {
+            assert_eq!(throttle.pass(), Some(0));
+        }
         for _ in 0..5 {
             assert_eq!(throttle.pass(), None);
         }
         tokio::time::advance(PERIOD).await;
         assert_eq!(throttle.pass(), Some(5));
-        assert_eq!(throttle.pass(), None);
+        assert_eq!(throttle.pass(), Some(0));
     }
 }
