@@ -131,7 +131,7 @@ async fn serve<A, I>(
     A::Future: Send,
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let address = remote.address;
+    let opened = door.ledger.opened(remote.address);
     let first_bytes = match door.port {
         Port::Mesh(..) => preface::HTTP2,
         Port::Edge | Port::Admin => 1,
@@ -143,7 +143,6 @@ async fn serve<A, I>(
     let connection = builder.serve_connection(io, service);
     tokio::pin!(connection);
 
-    door.ledger.opened();
     let told = async {
         tokio::select! {
             () = expired => Ending::Expired,
@@ -166,7 +165,7 @@ async fn serve<A, I>(
             }
         }
     };
-    door.ledger.closed(address, ending);
+    opened.ended(ending);
 }
 
 /// Waits until the listener stops and nobody is surprised by it.

@@ -67,6 +67,8 @@ pub(super) enum Ending {
     Resets,
     /// The listener stops.
     Drain,
+    /// The listener stops, and waited long enough.
+    Cut,
 }
 
 impl Ending {
@@ -77,6 +79,7 @@ impl Ending {
             Self::Expired => "expired",
             Self::Resets => "resets",
             Self::Drain => "drain",
+            Self::Cut => "cut",
         }
     }
 }
@@ -123,14 +126,10 @@ impl Ledger {
         }
     }
 
-    pub(super) fn opened(&self) {
+    /// A connection is open as long as the answer lives.
+    pub(super) fn opened(&self, address: SocketAddr) -> Opened<'_> {
         self.connections.add(1, std::slice::from_ref(&self.service));
-    }
-
-    pub(super) fn closed(&self, address: SocketAddr, ending: Ending) {
-        self.connections.add(-1, std::slice::from_ref(&self.service));
-        self.closed.add(1, &[self.service.clone(), label("reason", ending.as_str())]);
-        tracing::debug!(me = self.me, %address, reason = ending.as_str(), "connection ended");
+        Opened { ledger: self, address, ending: Ending::Cut }
     }
 
     pub(super) fn cancelled(&self) {
@@ -153,5 +152,28 @@ impl Ledger {
         if let Some(more) = self.failing.pass() {
             tracing::warn!(me = self.me, %why, more, "can't accept connections");
         }
+    }
+}
+
+/// A connection that is open; cut off unless it ended otherwise.
+pub(super) struct Opened<'l> {
+    ledger: &'l Ledger,
+    address: SocketAddr,
+    ending: Ending,
+}
+
+impl Opened<'_> {
+    pub(super) fn ended(mut self, ending: Ending) {
+        self.ending = ending;
+    }
+}
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        let Self { ledger, address, ending } = self;
+        let reason = ending.as_str();
+        ledger.connections.add(-1, std::slice::from_ref(&ledger.service));
+        ledger.closed.add(1, &[ledger.service.clone(), label("reason", reason)]);
+        tracing::debug!(me = ledger.me, %address, reason, "connection ended");
     }
 }

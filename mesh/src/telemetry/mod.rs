@@ -33,11 +33,11 @@ const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
 const SPAN_QUEUE: usize = 16 * 1024;
 /// How long one export, or the last flush, may take.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Libraries that speak at `info` of every call they make, or that would make
-/// the exporter trace itself.
-const QUIET: &str = "notify=warn,consulrs=warn,rustify=warn,reqwest=warn,hyper=warn,h2=warn,\
-                     sqlx=warn,sea_orm_migration=warn,tower=warn,tonic=warn,opentelemetry=warn,\
-                     opentelemetry_sdk=warn";
+/// Libraries that speak at `info` of every call they make, that let a peer write
+/// warnings at will, or that would make the exporter trace itself.
+const QUIET: &str = "notify=warn,consulrs=warn,rustify=warn,reqwest=warn,hyper=warn,h2=error,\
+                     rustls=error,sqlx=warn,sea_orm_migration=warn,tower=warn,tonic=warn,\
+                     opentelemetry=warn,opentelemetry_sdk=warn";
 
 /// The telemetry of this process.
 pub struct Telemetry {
