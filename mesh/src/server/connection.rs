@@ -29,7 +29,8 @@ use super::{
     listener::{Door, Guest, Port},
     preface::{self, Preface},
     quota::Room,
-    streams::{Streams, Tasks, Tracked},
+    streams::Streams,
+    tracked::{Tasks, Tracked},
 };
 use crate::{client::Peer, identity::Identity};
 

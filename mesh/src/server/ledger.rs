@@ -96,6 +96,7 @@ pub(super) struct Ledger {
     cancelled: Counter<u64>,
     lines: [Throttle; Refusal::COUNT],
     failing: Throttle,
+    abuse: Throttle,
 }
 
 impl Ledger {
@@ -123,6 +124,7 @@ impl Ledger {
                 .build(),
             lines: std::array::from_fn(|_| Throttle::new()),
             failing: Throttle::new(),
+            abuse: Throttle::new(),
         }
     }
 
@@ -175,5 +177,11 @@ impl Drop for Opened<'_> {
         ledger.connections.add(-1, std::slice::from_ref(&ledger.service));
         ledger.closed.add(1, &[ledger.service.clone(), label("reason", reason)]);
         tracing::debug!(me = ledger.me, %address, reason, "connection ended");
+        if *ending == Ending::Resets
+            && let Some(more) = ledger.abuse.pass()
+        {
+            let why = "most of its requests were cancelled at once: `limits.resets`";
+            tracing::warn!(me = ledger.me, %address, why, more, "connection closed");
+        }
     }
 }

@@ -2,8 +2,8 @@
 //! authorise.
 //!
 //! In reading order: `listener` accepts, `connection` is one peer from its
-//! handshake to its end, `streams` its requests, `limit` the first of the
-//! stack's layers. `quota`, `ledger` and `throttle` count, tell and keep quiet.
+//! handshake to its end, `tracked` and `streams` its requests, `limit` the first
+//! of the stack's layers. `quota` counts, `ledger` tells, `throttle` keeps quiet.
 
 mod admin;
 mod authorize;
@@ -17,6 +17,7 @@ mod quota;
 mod received;
 mod streams;
 mod throttle;
+mod tracked;
 
 use std::{
     convert::Infallible,

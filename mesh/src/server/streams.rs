@@ -1,27 +1,18 @@
 //! The requests of one connection: how many there are, since when there is
-//! none, which of them were cancelled, and how long each may last.
+//! none, and which of them were cancelled.
 
 use std::{
-    pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
-use pin_project_lite::pin_project;
 use tokio::time::Instant;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::body::Body;
+use tokio_util::sync::CancellationToken;
 
-use super::{Remote, ledger::Ledger, quota::Room};
-use crate::descriptors;
+use super::{ledger::Ledger, quota::Room};
 
 /// A request that is cancelled sooner than this was hardly meant to be answered.
 ///
@@ -44,7 +35,8 @@ pub(super) struct Streams {
     /// Milliseconds after `made`.
     last_end: AtomicU64,
     early_resets: AtomicU32,
-    next_is_unary: AtomicBool,
+    /// The unary request whose task hyper is about to spawn.
+    handed: Mutex<Option<Arc<Stream>>>,
     draining: AtomicBool,
     first: CancellationToken,
     abused: CancellationToken,
@@ -67,7 +59,7 @@ impl Streams {
             begun: AtomicU64::new(0),
             last_end: AtomicU64::new(0),
             early_resets: AtomicU32::new(0),
-            next_is_unary: AtomicBool::new(false),
+            handed: Mutex::default(),
             draining: AtomicBool::new(false),
             first: CancellationToken::new(),
             abused: CancellationToken::new(),
@@ -108,14 +100,25 @@ impl Streams {
         self.draining.load(Ordering::Relaxed)
     }
 
-    fn begin(self: &Arc<Self>) -> Open {
+    /// A request begins.
+    pub(super) fn begin(self: &Arc<Self>) -> Open {
         self.open.fetch_add(1, Ordering::Relaxed);
         if self.begun.fetch_add(1, Ordering::Relaxed) == 0 {
             self.first.cancel();
         }
-        let cancelled = AtomicBool::new(false);
-        let stream = Stream { of: self.clone(), began: Instant::now(), cancelled };
+        let stream = Stream {
+            of: self.clone(),
+            began: Instant::now(),
+            cancelled: AtomicBool::new(false),
+            answering: AtomicBool::new(false),
+        };
         Open { stream: Arc::new(stream), answered: false }
+    }
+
+    /// Takes the request that was handed over, and leaves `stream` to be.
+    pub(super) fn hand(&self, stream: Option<Arc<Stream>>) -> Option<Arc<Stream>> {
+        let mut handed = self.handed.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *handed, stream)
     }
 
     fn end(&self, began: Instant, answered: bool) {
@@ -145,169 +148,37 @@ pub(super) struct Stream {
     began: Instant,
     /// Its body ended before it was whole.
     cancelled: AtomicBool,
+    /// Its handler is done, and its answer on its way.
+    answering: AtomicBool,
+}
+
+impl Stream {
+    pub(super) fn cancelled(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn answering(&self) {
+        self.answering.store(true, Ordering::Relaxed);
+    }
+
+    /// Until when its answer must be read, once there is one.
+    pub(super) fn answer_deadline(&self) -> Option<Instant> {
+        let answering = self.answering.load(Ordering::Relaxed);
+        answering.then(|| self.began + self.of.unary_timeout + MARGIN)
+    }
 }
 
 /// A request from its headers to the end of its answer.
-struct Open {
-    stream: Arc<Stream>,
-    answered: bool,
+pub(super) struct Open {
+    pub(super) stream: Arc<Stream>,
+    /// Its answer was sent to the end.
+    pub(super) answered: bool,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let Stream { of, began, cancelled } = &*self.stream;
+        let Stream { of, began, cancelled, .. } = &*self.stream;
         of.end(*began, self.answered && !cancelled.load(Ordering::Relaxed));
-    }
-}
-
-/// Spawns what hyper makes of each request, as tasks that the listener awaits.
-#[derive(Clone)]
-pub(super) struct Tasks {
-    pub(super) streams: Arc<Streams>,
-    pub(super) tasks: TaskTracker,
-}
-
-impl<F> hyper::rt::Executor<F> for Tasks
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, task: F) {
-        // hyper calls the service and hands over what comes of it in one go, so
-        // this is the request that `Tracked` saw last. A caller that doesn't
-        // read its answer would hold it for ever: only the task can be ended,
-        // for a body that waits for the caller's window isn't asked any more.
-        if self.streams.next_is_unary.swap(false, Ordering::Relaxed) {
-            let timeout = self.streams.unary_timeout + MARGIN;
-            self.tasks.spawn(async move {
-                // Late is reset: its deadline was answered, but nobody read.
-                let _ = tokio::time::timeout(timeout, task).await;
-            });
-        } else {
-            self.tasks.spawn(task);
-        }
-    }
-}
-
-/// Says of each request where it came from, and follows it to its end.
-pub(super) struct Tracked<S> {
-    pub(super) inner: S,
-    pub(super) remote: Remote,
-    pub(super) streams: Arc<Streams>,
-}
-
-impl<S> hyper::service::Service<Request<Incoming>> for Tracked<S>
-where
-    S: hyper::service::Service<Request<Body>, Response = Response<Body>>,
-{
-    type Response = Response<TrackedBody>;
-    type Error = S::Error;
-    type Future = TrackedFuture<S::Future>;
-
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let unary = descriptors::method(request.uri().path()).is_some_and(|m| !m.streaming);
-        self.streams.next_is_unary.store(unary, Ordering::Relaxed);
-        let open = self.streams.begin();
-        let stream = &open.stream;
-        let mut request = request.map(|body| match http_body::Body::is_end_stream(&body) {
-            true => Body::empty(),
-            false => Body::new(Asked { body, stream: stream.clone() }),
-        });
-        request.extensions_mut().insert(self.remote.clone());
-        request.extensions_mut().insert(stream.clone());
-        TrackedFuture { open: Some(open), response: self.inner.call(request) }
-    }
-}
-
-/// A request's body on its way.
-struct Asked {
-    body: Incoming,
-    stream: Arc<Stream>,
-}
-
-impl http_body::Body for Asked {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if matches!(frame, Some(Err(_))) {
-            // A handler answers that as well, to nobody.
-            self.stream.cancelled.store(true, Ordering::Relaxed);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-pin_project! {
-    /// A request that waits for its answer.
-    pub(super) struct TrackedFuture<F> {
-        #[pin]
-        response: F,
-        open: Option<Open>,
-    }
-}
-
-impl<F, E> Future for TrackedFuture<F>
-where
-    F: Future<Output = Result<Response<Body>, E>>,
-{
-    type Output = Result<Response<TrackedBody>, E>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let response = ready!(this.response.poll(cx))?;
-        let mut open = this.open.take();
-        Poll::Ready(Ok(response.map(|body| {
-            if let Some(open) = &mut open {
-                open.answered = http_body::Body::is_end_stream(&body);
-            }
-            TrackedBody { body, open }
-        })))
-    }
-}
-
-/// An answer on its way.
-pub(super) struct TrackedBody {
-    body: Body,
-    open: Option<Open>,
-}
-
-impl http_body::Body for TrackedBody {
-    type Data = Bytes;
-    type Error = tonic::Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let last = match &frame {
-            Some(Ok(frame)) => frame.is_trailers() || self.body.is_end_stream(),
-            Some(Err(_)) | None => true,
-        };
-        if let Some(open) = &mut self.open {
-            open.answered |= last;
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
