@@ -85,7 +85,8 @@ mod tests {
 
     use super::*;
 
-    const TIMEOUT: Duration = Duration::from_secs(5);
+    /// Between two of the bytes that trickle.
+    const TIMEOUT: Duration = Duration::from_millis(5500);
 
     #[tokio::test(start_paused = true)]
     async fn first_bytes_that_trickle_come_too_late() {
@@ -102,7 +103,7 @@ mod tests {
             () = trickle => unreachable!("the stream is open"),
         };
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
-        assert_eq!(read.len(), 5);
+        assert_eq!(read.len(), 6);
     }
 
     #[tokio::test(start_paused = true)]
