@@ -122,7 +122,8 @@ async fn instances_that_are_restarted_under_load_fail_no_call() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_connection_is_let_go_and_its_client_does_not_notice() {
-    const IDLE: Duration = Duration::from_millis(200);
+    // Longer than a client takes for a connection that doesn't hold.
+    const IDLE: Duration = Duration::from_millis(1100);
     let site = Site::start(|limits| limits.idle_timeout = IDLE).await;
     let (_to, mut from) = wire::open(&site.attacker, site.service, WINDOW).await.unwrap();
     let begun = Instant::now();
@@ -130,12 +131,21 @@ async fn an_idle_connection_is_let_go_and_its_client_does_not_notice() {
     timeout(DEADLINE, goaway).await.expect("it is told to go");
     assert!(begun.elapsed() >= IDLE / 2, "too soon: {:?}", begun.elapsed());
 
-    let mut client = client(&site, &[site.service]).await;
-    for call in 0..40_u32 {
-        ask(&mut client).await.unwrap_or_else(|why| panic!("call {call}: {why}"));
-        // Around the moment at which the server lets go.
-        let pause = IDLE + Duration::from_micros(250) * call;
-        tokio::time::sleep(pause - Duration::from_millis(5)).await;
+    let mut callers = JoinSet::new();
+    for caller in 0..16_u32 {
+        let mut client = client(&site, &[site.service]).await;
+        callers.spawn(async move {
+            for call in 0..5_u32 {
+                ask(&mut client).await?;
+                // Around the moment at which the server lets go.
+                let offset = Duration::from_micros(100) * (call * 16 + caller);
+                tokio::time::sleep(IDLE + offset - Duration::from_millis(4)).await;
+            }
+            Ok::<_, Status>(())
+        });
+    }
+    while let Some(caller) = callers.join_next().await {
+        caller.unwrap().expect("no call fails");
     }
     site.stop().await;
 }
