@@ -2,9 +2,10 @@
 //! same attack aimed at a bare listener beside it: the attackers' own work, and
 //! a server's, are in both.
 //!
-//! Rounds alternate between the two targets; the table shows medians of each
-//! round's p99, in milliseconds, and this process's memory at the end of the
-//! rounds, everything in it. `cargo bench -p benches --bench hostile`, or with
+//! Rounds alternate between the targets. The table shows the medians of each
+//! round's p99, in milliseconds, and of the ratios of neighbouring rounds, which
+//! other work on the machine disturbs least; and this process's memory,
+//! attackers and all. `cargo bench -p benches --bench hostile`, or with
 //! `-- NAME` for the attacks whose names contain it.
 
 use std::time::Duration;
@@ -16,8 +17,8 @@ use hostile::{
 use tokio_util::sync::CancellationToken;
 
 /// How many rounds each target has, and how long one is.
-const ROUNDS: usize = 5;
-const ROUND: Duration = Duration::from_secs(3);
+const ROUNDS: usize = 9;
+const ROUND: Duration = Duration::from_secs(2);
 /// How many calls a second the others make.
 const RATE: u32 = 500;
 
@@ -27,8 +28,8 @@ async fn main() {
     let site = Site::start(|_| {}).await;
     println!("{ROUNDS} rounds of {ROUND:?} for each target, {RATE} calls/s by others");
     println!(
-        "{:20} {:>9} {:>9} {:>9} {:>6} {:>7} {:>11} {:>11}",
-        "attack", "quiet", "service", "bare", "ratio", "failed", "memory, MB", "after, MB"
+        "{:20} {:>8} {:>8} {:>8} {:>6} {:>11} {:>7} {:>9} {:>9}",
+        "attack", "quiet", "service", "bare", "ratio", "min–max", "failed", "MB before", "MB after"
     );
     for attack in Attack::ALL {
         if chosen.is_empty() || chosen.iter().any(|name| attack.name().contains(name.as_str())) {
@@ -39,13 +40,17 @@ async fn main() {
 }
 
 async fn measure(site: &Site, attack: Attack) {
-    let (mut quiet, mut service, mut bare) = (vec![], vec![], vec![]);
+    let (mut quiet, mut service, mut bare, mut ratios) = (vec![], vec![], vec![], vec![]);
     let mut failed = 0;
     let before = resident();
-    for _ in 0..ROUNDS {
-        for (target, p99s) in
-            [(None, &mut quiet), (Some(site.service), &mut service), (Some(site.bare), &mut bare)]
-        {
+    for round in 0..ROUNDS {
+        let mut p99s = [0.0; 3];
+        let mut targets = [(0, None), (1, Some(site.service)), (2, Some(site.bare))];
+        // Neither of the two is always the one that follows the quiet.
+        if round % 2 == 1 {
+            targets.reverse();
+        }
+        for (place, target) in targets {
             let stop = CancellationToken::new();
             let attacked = async {
                 if let Some(target) = target {
@@ -60,27 +65,29 @@ async fn measure(site: &Site, attack: Attack) {
                 attacked,
                 callers(&site.caller, site.service, RATE, stop.clone()),
             );
-            p99s.push(fared.p99());
+            p99s[place] = fared.p99().as_secs_f64() * 1000.0;
             failed += fared.failed.len();
         }
+        quiet.push(p99s[0]);
+        service.push(p99s[1]);
+        bare.push(p99s[2]);
+        ratios.push(p99s[1] / p99s[2]);
     }
-    let [quiet, service, bare] = [quiet, service, bare].map(median);
-    let millis = |time: Duration| time.as_secs_f64() * 1000.0;
+    let [quiet, service, bare, ratio] =
+        [&mut quiet, &mut service, &mut bare, &mut ratios].map(|values| median(values));
     println!(
-        "{:20} {:9.2} {:9.2} {:9.2} {:6.2} {failed:7} {:11.1} {:11.1}",
+        "{:20} {quiet:8.2} {service:8.2} {bare:8.2} {ratio:6.2} {:>11} {failed:7} {:9.1} {:9.1}",
         attack.name(),
-        millis(quiet),
-        millis(service),
-        millis(bare),
-        service.as_secs_f64() / bare.as_secs_f64(),
+        format!("{:.2}–{:.2}", ratios[0], ratios[ROUNDS - 1]),
         megabytes(before),
         megabytes(resident()),
     );
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
+/// The median of `values`, which are sorted after it.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 fn megabytes(bytes: u64) -> f64 {
