@@ -81,6 +81,11 @@ impl FakeConsul {
         format!("consul://{}", self.address)
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Ends the agent and cuts its connections; what it knows stays for
     /// [`FakeConsul::restart`].
     pub async fn stop(&mut self) {
@@ -185,6 +190,12 @@ impl FakeConsul {
     /// Deletes `key`.
     pub fn delete_key(&self, key: &str) {
         self.shared.change(|state| state.delete_key(key));
+    }
+
+    /// Registers `service`, in the form of Consul's API, or changes the one with
+    /// its id.
+    pub fn register(&self, service: Value) {
+        self.shared.change(|state| state.register(service));
     }
 
     /// Forgets the instance `id`, as an agent does that lost its data.
