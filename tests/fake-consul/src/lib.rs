@@ -218,6 +218,15 @@ impl FakeConsul {
         self.shared.state().services.keys().cloned().collect()
     }
 
+    /// Takes away the right to see the instances of `service`: Consul then says
+    /// that there are none, and in a header that it isn't the whole truth.
+    pub fn hide_service(&self, service: &str) {
+        self.shared.change(|state| {
+            state.hidden.insert(service.to_owned());
+            state.touch(Topic::Services);
+        });
+    }
+
     /// Answers only requests with this token from now on.
     pub fn require_token(&self, token: &str) {
         self.shared.state().token = Some(token.to_owned());
