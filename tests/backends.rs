@@ -13,4 +13,7 @@ mod real {
 mod real_consul {
     crate::fleet::on_any!(tests::ground::Ground::RealConsul);
     crate::fleet::on_consul!(tests::ground::Ground::RealConsul);
+    crate::fleet::on! { tests::ground::Ground::RealConsul;
+        where_acls_deny_by_default_each_party_needs_its_own_policy_and_no_more
+    }
 }

@@ -131,7 +131,7 @@ async fn finds_a_newcomer(fleet: &mut Fleet, load: Load) -> tests::load::Report 
 }
 
 /// Waits until `size` instances are known to one who asks.
-async fn registered(fleet: &Fleet, size: usize) {
+pub(super) async fn registered(fleet: &Fleet, size: usize) {
     let registry = registry::registry(&fleet.config()).unwrap();
     let mut watched = registry.watch(SERVICE).await.unwrap();
     let all = watched.wait_for(|all| all.iter().filter(|i| i.healthy).count() >= size);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mesh::registry;
+use mesh::identity::dev::DevAuthority;
 use tests::{
     fleet::Fleet,
     ground::Ground,
@@ -15,9 +15,7 @@ use super::RATE;
 
 pub async fn roots_rotate_under_load(ground: Ground) {
     let fleet = Fleet::start(ground, 2).await;
-    let config = fleet.config();
-    let authority = mesh::identity::authority(&config).unwrap();
-    let operator = authority.identity("operator").await.unwrap();
+    let operator = fleet.operator().await;
     let load = fleet.load(RATE).await;
     let begun = Instant::now();
     for _ in 0..2 {
@@ -29,7 +27,7 @@ pub async fn roots_rotate_under_load(ground: Ground) {
         let before = serials().await.unwrap();
         match &fleet.consul {
             Some(consul) => consul.rotate_root().await,
-            None => mesh::identity::dev::DevAuthority::open(&config).unwrap().rotate().unwrap(),
+            None => DevAuthority::open(&fleet.config()).unwrap().rotate().unwrap(),
         }
         until("both show new leafs", || async {
             match serials().await {
@@ -67,7 +65,7 @@ pub async fn an_address_that_another_service_has_now_is_not_used(ground: Ground)
     let mut fleet = Fleet::start(ground, 3).await;
     let own_link = Proxy::start(fleet.consul.as_ref().unwrap().address()).await;
     let config = fleet.config_with(&[("registry", format!("consul://{}", own_link.address))]);
-    let channel = fleet.channel_by(&config, registry::registry(&config).unwrap()).await;
+    let channel = fleet.channel_with(&config).await;
     let load = Load::start(&channel, RATE);
     load.run(Duration::from_secs(1)).await;
     own_link.set(Mode::Stall);

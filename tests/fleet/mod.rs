@@ -1,15 +1,17 @@
 //! Faults of a fleet under load. Each function is a test; the macros make the
 //! same tests for each ground that they make sense on.
 
+mod acl;
 mod change;
 mod consul;
+mod drain;
 mod identity;
 mod instances;
 mod network;
 
 use std::time::Duration;
 
-pub use self::{change::*, consul::*, identity::*, instances::*, network::*};
+pub use self::{acl::*, change::*, consul::*, drain::*, identity::*, instances::*, network::*};
 
 /// How many calls a second the fleets get.
 const RATE: u32 = 500;
@@ -42,6 +44,8 @@ macro_rules! on_any {
             a_paused_instance_is_avoided_and_used_again
             rolling_restarts_fail_no_call
             an_instance_that_is_told_to_stop_fails_no_call
+            a_connection_is_told_to_move_and_what_is_in_flight_on_it_is_answered
+            a_straggler_is_cut_off_at_the_end_of_the_drain
             a_network_that_fails_an_instance_fails_no_call
             the_last_instance_leaving_is_noticed_and_the_next_one_is_found
             an_idle_client_recovers_after_everything_restarted

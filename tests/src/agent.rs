@@ -7,9 +7,9 @@ use std::{
     process::Command,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{process::Process, until};
+use crate::{mesh::new_id, process::Process, until};
 
 /// Where ports are looked for: below those that the system gives to
 /// connections, so that none takes it while the agent is away.
@@ -35,7 +35,7 @@ impl ConsulAgent {
 
     /// Starts a Consul whose ACLs deny by default.
     pub async fn start_with_acls() -> Self {
-        Self::launch(Some(crate::mesh::new_id())).await
+        Self::launch(Some(new_id())).await
     }
 
     async fn launch(token: Option<String>) -> Self {
@@ -57,6 +57,29 @@ impl ConsulAgent {
         }
         agent.restart().await;
         agent
+    }
+
+    /// A new token that may do what `rules` say, in the form of Consul's ACL
+    /// rules; its name is `name`.
+    ///
+    /// # Panics
+    /// When it can't be made.
+    pub async fn token(&self, name: &str, rules: &str) -> String {
+        let policy = json!({ "Name": name, "Rules": rules }).to_string();
+        self.request("PUT", "acl/policy", &policy).await.expect("the rules are right");
+        let token = json!({ "Description": name, "Policies": [{ "Name": name }] }).to_string();
+        let token = self.request("PUT", "acl/token", &token).await.expect("the policy is there");
+        token["SecretID"].as_str().expect("a token has a secret").to_owned()
+    }
+
+    /// Takes the rules of [`ConsulAgent::token`] back: its token may do nothing.
+    ///
+    /// # Panics
+    /// When there is no such token.
+    pub async fn take_rules(&self, name: &str) {
+        let policy = self.request("GET", &format!("acl/policy/name/{name}"), "").await;
+        let id = policy.expect("it was made")["ID"].as_str().expect("it has an id").to_owned();
+        self.request("DELETE", &format!("acl/policy/{id}"), "").await.expect("it is there");
     }
 
     /// Starts it where it was stopped or killed, on the same ports and with

@@ -12,7 +12,7 @@ use std::{
 use mesh::{
     client::{Channel, Client},
     config::Config,
-    identity,
+    identity::{self, Identity},
     intercept::Interceptors,
     policy,
     registry::{self, Registry},
@@ -72,8 +72,11 @@ impl Fleet {
         let turn = TURN.lock().await;
         let consul = Consul::start(ground).await;
         let mut fleet = Self::prepare(turn, consul, more).await;
-        for _ in 0..size {
-            fleet.add().await;
+        // All are started before the first one is waited for.
+        let starting: Vec<_> = (0..size).map(|_| fleet.spawn(SERVICE, &[])).collect();
+        for process in starting {
+            let address = ready(&process, SERVICE).await;
+            fleet.members.push(Member { address, process });
         }
         fleet
     }
@@ -132,21 +135,19 @@ impl Fleet {
     /// # Panics
     /// When it doesn't start.
     pub async fn serve(&mut self, service: &str, more: &[(&str, &str)]) -> (Process, SocketAddr) {
+        let process = self.spawn(service, more);
+        let address = ready(&process, service).await;
+        (process, address)
+    }
+
+    fn spawn(&mut self, service: &str, more: &[(&str, &str)]) -> Process {
         let mut command = Command::new(process::binary());
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.envs(&self.settings).envs(more.iter().copied()).current_dir(self.data.path());
         command.args(["serve", service]);
         self.started += 1;
         let log = self.data.path().join(format!("{service}-{}.log", self.started));
-        let process = Process::start(command, log);
-        let ready = format!("{service} is ready at ");
-        let address = until("an instance is ready", || async {
-            let log = process.log();
-            let line = log.lines().find_map(|line| line.strip_prefix(&ready));
-            line.and_then(|address| address.trim().parse().ok()).ok_or(log)
-        })
-        .await;
-        (process, address)
+        Process::start(command, log)
     }
 
     /// How many instances there are.
@@ -241,9 +242,25 @@ impl Fleet {
     /// # Panics
     /// When it can't be had.
     pub async fn channel(&self) -> Channel {
-        let config = self.config();
-        let registry = registry::registry(&config).expect("the processes use it too");
-        self.channel_by(&config, registry).await
+        self.channel_with(&self.config()).await
+    }
+
+    /// As [`Fleet::channel`], with this configuration.
+    ///
+    /// # Panics
+    /// When it can't be had.
+    pub async fn channel_with(&self, config: &Config) -> Channel {
+        let registry = registry::registry(config).expect("it names one");
+        self.channel_by(config, registry).await
+    }
+
+    /// An operator's identity.
+    ///
+    /// # Panics
+    /// When it can't be had.
+    pub async fn operator(&self) -> Identity {
+        let authority = identity::authority(&self.config()).expect("the processes use it too");
+        authority.identity("operator").await.expect("it is given")
     }
 
     /// As [`Fleet::channel`], but its instances are found by `registry`.
@@ -264,4 +281,15 @@ impl Fleet {
         load.run(Duration::from_secs(1)).await;
         load
     }
+}
+
+/// Where `process` says that `service` is ready.
+async fn ready(process: &Process, service: &str) -> SocketAddr {
+    let ready = format!("{service} is ready at ");
+    until("an instance is ready", || async {
+        let log = process.log();
+        let line = log.lines().find_map(|line| line.strip_prefix(&ready));
+        line.and_then(|address| address.trim().parse().ok()).ok_or(log)
+    })
+    .await
 }
