@@ -11,12 +11,14 @@ mod fleet;
 mod embedded {
     crate::fleet::on_any!(tests::ground::Ground::Embedded);
     crate::fleet::on! { tests::ground::Ground::Embedded;
+        a_connection_is_told_to_move_and_what_is_in_flight_on_it_is_answered
+        a_straggler_is_cut_off_at_the_end_of_the_drain
+        a_network_that_fails_an_instance_fails_no_call
         leafs_that_live_for_seconds_are_renewed_under_load
     }
 }
 
 mod fake_consul {
-    crate::fleet::on_any!(tests::ground::Ground::FakeConsul);
     crate::fleet::on_consul!(tests::ground::Ground::FakeConsul);
     crate::fleet::on! { tests::ground::Ground::FakeConsul;
         a_consul_that_fails_or_counts_anew_stops_no_call

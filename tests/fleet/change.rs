@@ -48,6 +48,7 @@ pub async fn a_change_is_routed_by_at_once(ground: Ground) {
         version: "1.0.0".parse().unwrap(),
         packages: vec![],
         capabilities: vec![],
+        weight: std::num::NonZeroU16::MIN,
         healthy: true,
     };
     consul.register(&instance).await;

@@ -36,7 +36,7 @@ macro_rules! on {
 }
 pub(crate) use on;
 
-/// The tests for every ground.
+/// The tests of what depends on how instances are found.
 macro_rules! on_any {
     ($ground:expr) => {
         crate::fleet::on! { $ground;
@@ -44,9 +44,6 @@ macro_rules! on_any {
             a_paused_instance_is_avoided_and_used_again
             rolling_restarts_fail_no_call
             an_instance_that_is_told_to_stop_fails_no_call
-            a_connection_is_told_to_move_and_what_is_in_flight_on_it_is_answered
-            a_straggler_is_cut_off_at_the_end_of_the_drain
-            a_network_that_fails_an_instance_fails_no_call
             the_last_instance_leaving_is_noticed_and_the_next_one_is_found
             an_idle_client_recovers_after_everything_restarted
             roots_rotate_under_load

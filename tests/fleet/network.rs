@@ -22,10 +22,10 @@ pub async fn a_network_that_fails_an_instance_fails_no_call(ground: Ground) {
     let late = Mode::Delay(Duration::from_millis(150));
     for mode in [Mode::Reset, Mode::HalfClose, late, Mode::Stall] {
         let load = Load::start(&channel, RATE);
-        load.run(Duration::from_secs(1)).await;
+        load.run(Duration::from_millis(500)).await;
         let fault = std::time::Instant::now();
         proxy.set(mode);
-        load.run(Duration::from_secs(4)).await;
+        load.run(Duration::from_secs(3)).await;
         let report = load.stop().await;
         proxy.set(Mode::Pass);
         report.print(&format!("{ground:?}: one of three by a network that does {mode:?}"), fault);

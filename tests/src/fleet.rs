@@ -216,8 +216,12 @@ impl Fleet {
     /// # Panics
     /// When one doesn't end with success.
     pub async fn stop(mut self) {
-        while !self.members.is_empty() {
-            self.drain(0).await;
+        for member in &self.members {
+            member.process.terminate();
+        }
+        for member in std::mem::take(&mut self.members) {
+            let status = tokio::task::spawn_blocking(move || member.process.wait()).await;
+            assert!(status.expect("it ends in time").success());
         }
     }
 
