@@ -62,7 +62,7 @@ pub async fn a_change_is_routed_by_at_once(ground: Ground) {
         let routed = async {
             loop {
                 let answer = client.list_sessions(ListSessionsRequest::default()).await.unwrap();
-                let peer = answer.extensions().get::<Peer>().unwrap();
+                let peer = answer.extensions().get::<Arc<Peer>>().unwrap();
                 if same(&peer.serial, &serials[n % 2]) {
                     return;
                 }

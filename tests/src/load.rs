@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -101,7 +102,7 @@ async fn sample(
     timeout: Duration,
 ) -> Sample {
     let peer = |extensions: &http::Extensions| {
-        extensions.get::<Peer>().map(|peer| peer.serial.clone()).unwrap_or_default()
+        extensions.get::<Arc<Peer>>().map(|peer| peer.serial.clone()).unwrap_or_default()
     };
     let outcome = if write {
         let hook = NewHook {
