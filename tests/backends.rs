@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+#[allow(dead_code, unused_imports, reason = "each target runs the tests that fit it")]
 mod fleet;
 mod suite;
 

@@ -2,14 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use mesh::registry;
+use mesh::registry::{self, Snapshot};
 use tests::{
     fleet::{Fleet, SERVICE},
     ground::{Consul, Ground},
-    load::Load,
     proxy::Mode,
 };
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use super::{RATE, setting};
 
@@ -20,16 +19,20 @@ const CAUGHT_UP: Duration = Duration::from_secs(8);
 pub async fn calls_go_on_while_consul_is_away(ground: Ground) {
     let mut fleet = Fleet::start(ground, 3).await;
     let load = fleet.load(RATE).await;
+    let watched = watched(&fleet).await;
     let outage = Duration::from_secs(setting("OMNI_TEST_OUTAGE", 5));
     let away = Instant::now();
     fleet.consul.as_mut().unwrap().kill().await;
     load.run(outage).await;
     fleet.consul.as_mut().unwrap().restart().await;
     let back = Instant::now();
-    let report = finds_a_newcomer(&mut fleet, load).await;
-    let found = back.elapsed();
+    sees_a_newcomer(&mut fleet, watched).await;
+    let seen = back.elapsed();
+    let report = load.stop().await;
     report.print(&format!("{ground:?}: Consul away for {outage:?}"), away);
-    println!("{ground:?}: a newcomer was called {found:.1?} after Consul's return");
+    println!(
+        "{ground:?}: a newcomer was seen {seen:.1?} after Consul's return, its start included"
+    );
     report.assert_none_failed();
     fleet.stop().await;
 }
@@ -69,6 +72,7 @@ pub async fn instances_that_consul_forgets_are_back_before_a_call_fails(ground: 
 pub async fn a_flapping_consul_stops_no_call(ground: Ground) {
     let mut fleet = Fleet::start(ground, 3).await;
     let load = fleet.load(RATE).await;
+    let watched = watched(&fleet).await;
     let flapping = Instant::now();
     for _ in 0..8 {
         fleet.link.as_ref().unwrap().set(Mode::Reset);
@@ -76,25 +80,30 @@ pub async fn a_flapping_consul_stops_no_call(ground: Ground) {
         fleet.link.as_ref().unwrap().set(Mode::Pass);
         load.run(Duration::from_millis(250)).await;
     }
-    let report = finds_a_newcomer(&mut fleet, load).await;
+    sees_a_newcomer(&mut fleet, watched).await;
+    let report = load.stop().await;
     report.print(&format!("{ground:?}: Consul flaps"), flapping);
     report.assert_none_failed();
     fleet.stop().await;
 }
 
+/// The agent hangs where it can be made to; else the network to it does.
 pub async fn a_watch_that_hangs_goes_on_when_consul_does(ground: Ground) {
     let mut fleet = Fleet::start(ground, 3).await;
     let load = fleet.load(RATE).await;
+    let watched = watched(&fleet).await;
     let hung = Instant::now();
-    fleet.consul.as_ref().unwrap().hang();
-    load.run(Duration::from_secs(4)).await;
-    fleet.consul.as_ref().unwrap().recover();
-    // The half-open ones are cut where the agent doesn't go on with them.
-    if ground == Ground::FakeConsul {
-        fleet.link.as_ref().unwrap().set(Mode::Reset);
-        fleet.link.as_ref().unwrap().set(Mode::Pass);
+    match (&fleet.consul, &fleet.link) {
+        (Some(consul @ Consul::Real(_)), _) => consul.hang(),
+        (_, link) => link.as_ref().unwrap().set(Mode::Stall),
     }
-    let report = finds_a_newcomer(&mut fleet, load).await;
+    load.run(Duration::from_secs(4)).await;
+    match (&fleet.consul, &fleet.link) {
+        (Some(consul @ Consul::Real(_)), _) => consul.recover(),
+        (_, link) => link.as_ref().unwrap().set(Mode::Pass),
+    }
+    sees_a_newcomer(&mut fleet, watched).await;
+    let report = load.stop().await;
     report.print(&format!("{ground:?}: Consul hangs for 4 s"), hung);
     report.assert_none_failed();
     fleet.stop().await;
@@ -104,6 +113,7 @@ pub async fn a_watch_that_hangs_goes_on_when_consul_does(ground: Ground) {
 pub async fn a_consul_that_fails_or_counts_anew_stops_no_call(ground: Ground) {
     let mut fleet = Fleet::start(ground, 3).await;
     let load = fleet.load(RATE).await;
+    let watched = watched(&fleet).await;
     let begun = Instant::now();
     let Some(Consul::Fake(fake)) = &fleet.consul else { unreachable!("it is for the fake") };
     fake.fail_with(500);
@@ -114,26 +124,31 @@ pub async fn a_consul_that_fails_or_counts_anew_stops_no_call(ground: Ground) {
     load.run(Duration::from_secs(1)).await;
     // Its services are gone and its index begins anew, while it answers.
     fake.lose_services();
-    let report = finds_a_newcomer(&mut fleet, load).await;
+    sees_a_newcomer(&mut fleet, watched).await;
+    let report = load.stop().await;
     report.print(&format!("{ground:?}: 500s, an index that begins anew, lost services"), begun);
     report.assert_none_failed();
     fleet.stop().await;
 }
 
-/// Starts one more instance, waits until a new client of the same Consul and
-/// the load's know it, and ends the load.
-async fn finds_a_newcomer(fleet: &mut Fleet, load: Load) -> tests::load::Report {
-    let known = fleet.size();
+/// A watch that began before the fault, as the load's did.
+async fn watched(fleet: &Fleet) -> watch::Receiver<Snapshot> {
+    registry::registry(&fleet.config()).unwrap().watch(SERVICE).await.unwrap()
+}
+
+/// Starts one more instance, and waits until `watched` shows all.
+async fn sees_a_newcomer(fleet: &mut Fleet, watched: watch::Receiver<Snapshot>) {
     fleet.add().await;
-    registered(fleet, known + 1).await;
-    load.run(Duration::from_secs(1)).await;
-    load.stop().await
+    shows(watched, fleet.size()).await;
 }
 
 /// Waits until `size` instances are known to one who asks.
 pub(super) async fn registered(fleet: &Fleet, size: usize) {
     let registry = registry::registry(&fleet.config()).unwrap();
-    let mut watched = registry.watch(SERVICE).await.unwrap();
+    shows(registry.watch(SERVICE).await.unwrap(), size).await;
+}
+
+async fn shows(mut watched: watch::Receiver<Snapshot>, size: usize) {
     let all = watched.wait_for(|all| all.iter().filter(|i| i.healthy).count() >= size);
     timeout(CAUGHT_UP, all).await.expect("Consul knows them again").unwrap();
 }

@@ -277,7 +277,7 @@ async fn after_an_hour_without_consul_the_last_value_stays_and_the_next_comes_wi
 async fn a_consul_that_answers_everything_at_once_is_asked_twenty_times_a_second() {
     let changing = |n: u64| n + 1;
     // Two servers behind one address, each with an index of its own.
-    let alternating = |n: u64| if n % 2 == 0 { 100 } else { 7 };
+    let alternating = |n: u64| if n.is_multiple_of(2) { 100 } else { 7 };
     let indexes: [fn(u64) -> u64; 2] = [changing, alternating];
     for index in indexes {
         let asked = Arc::new(Mutex::new(0));

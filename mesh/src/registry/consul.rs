@@ -47,7 +47,7 @@ const FIRST_SNAPSHOT: Duration = Duration::from_secs(5);
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// How long it waits after a look that the agent should have held but didn't.
 const UNHELD_LOOK_PAUSE: Duration = Duration::from_secs(3);
-/// How long deregistering may take, a look under way included.
+/// How long deregistering may take, a registration under way included.
 const DEREGISTER: Duration = Duration::from_secs(6);
 /// How many services are asked for at once.
 const CONCURRENT_QUERIES: usize = 8;
@@ -57,7 +57,8 @@ pub struct ConsulRegistry {
     consul: Arc<Consul>,
     settings: ConsulConfig,
     /// One watch for each service, shared by all that call it from this process:
-    /// each holds a connection to the agent. They end with the registry.
+    /// each holds a connection to the agent. They end with the registry and the
+    /// last who listens.
     watches: Mutex<HashMap<String, watch::Receiver<Snapshot>>>,
 }
 
