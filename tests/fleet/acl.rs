@@ -13,7 +13,7 @@ use tests::{
 };
 use tonic::Code;
 
-use super::{RATE, consul::registered};
+use super::{LOW_RATE, consul::registered};
 
 /// What a party needs, as docs/operating.md says: `calls` are those it calls.
 fn rules(name: &str, calls: &[&str]) -> String {
@@ -38,7 +38,7 @@ pub async fn where_acls_deny_by_default_each_party_needs_its_own_policy_and_no_m
 
     let as_operator = fleet.config_with(&[("consul.token", operator)]);
     let channel = fleet.channel_with(&as_operator).await;
-    let load = Load::start(&channel, RATE);
+    let load = Load::start(&channel, LOW_RATE);
     load.run(Duration::from_secs(1)).await;
     fleet.roll().await;
     // Consul says then that nobody is there, or that nothing may be asked.

@@ -10,7 +10,7 @@ use tests::{
 };
 use tokio::{sync::watch, time::timeout};
 
-use super::{RATE, setting};
+use super::{LOW_RATE, setting};
 
 /// How long a client may go on with what it last knew after Consul is back: the
 /// longest pause between its questions, and an answer.
@@ -18,7 +18,7 @@ const CAUGHT_UP: Duration = Duration::from_secs(8);
 
 pub async fn calls_go_on_while_consul_is_away(ground: Ground) {
     let mut fleet = Fleet::start(ground, 3).await;
-    let load = fleet.load(RATE).await;
+    let load = fleet.load(LOW_RATE).await;
     let watched = watched(&fleet).await;
     let outage = Duration::from_secs(setting("OMNI_TEST_OUTAGE", 5));
     let away = Instant::now();
@@ -39,7 +39,7 @@ pub async fn calls_go_on_while_consul_is_away(ground: Ground) {
 
 pub async fn consul_restarts_without_its_services_and_no_call_fails(ground: Ground) {
     let mut fleet = Fleet::start(ground, 3).await;
-    let load = fleet.load(RATE).await;
+    let load = fleet.load(LOW_RATE).await;
     let lost = Instant::now();
     fleet.consul.as_mut().unwrap().lose_services().await;
     load.run(Duration::from_secs(5)).await;
@@ -52,7 +52,7 @@ pub async fn consul_restarts_without_its_services_and_no_call_fails(ground: Grou
 
 pub async fn instances_that_consul_forgets_are_back_before_a_call_fails(ground: Ground) {
     let fleet = Fleet::start(ground, 3).await;
-    let load = fleet.load(RATE).await;
+    let load = fleet.load(LOW_RATE).await;
     let registry = registry::registry(&fleet.config()).unwrap();
     let known = registry.services().await.unwrap()[SERVICE].clone();
     let forgotten = Instant::now();
@@ -71,7 +71,7 @@ pub async fn instances_that_consul_forgets_are_back_before_a_call_fails(ground: 
 
 pub async fn a_flapping_consul_stops_no_call(ground: Ground) {
     let mut fleet = Fleet::start(ground, 3).await;
-    let load = fleet.load(RATE).await;
+    let load = fleet.load(LOW_RATE).await;
     let watched = watched(&fleet).await;
     let flapping = Instant::now();
     for _ in 0..8 {
@@ -90,7 +90,7 @@ pub async fn a_flapping_consul_stops_no_call(ground: Ground) {
 /// The agent hangs where it can be made to; else the network to it does.
 pub async fn a_watch_that_hangs_goes_on_when_consul_does(ground: Ground) {
     let mut fleet = Fleet::start(ground, 3).await;
-    let load = fleet.load(RATE).await;
+    let load = fleet.load(LOW_RATE).await;
     let watched = watched(&fleet).await;
     let hung = Instant::now();
     match (&fleet.consul, &fleet.link) {
@@ -112,7 +112,7 @@ pub async fn a_watch_that_hangs_goes_on_when_consul_does(ground: Ground) {
 /// What only the fake can be made to do.
 pub async fn a_consul_that_fails_or_counts_anew_stops_no_call(ground: Ground) {
     let mut fleet = Fleet::start(ground, 3).await;
-    let load = fleet.load(RATE).await;
+    let load = fleet.load(LOW_RATE).await;
     let watched = watched(&fleet).await;
     let begun = Instant::now();
     let Some(Consul::Fake(fake)) = &fleet.consul else { unreachable!("it is for the fake") };

@@ -11,12 +11,12 @@ use tests::{
     tls, until,
 };
 
-use super::RATE;
+use super::LOW_RATE;
 
 pub async fn roots_rotate_under_load(ground: Ground) {
     let fleet = Fleet::start(ground, 2).await;
     let operator = fleet.operator().await;
-    let load = fleet.load(RATE).await;
+    let load = fleet.load(LOW_RATE).await;
     let begun = Instant::now();
     for _ in 0..2 {
         let serials = async || {
@@ -47,7 +47,7 @@ pub async fn roots_rotate_under_load(ground: Ground) {
 
 pub async fn leafs_that_live_for_seconds_are_renewed_under_load(ground: Ground) {
     let fleet = Fleet::start_with(ground, 2, &[("OMNI_DEV_IDENTITY__LEAF_TTL", "2s")]).await;
-    let load = fleet.load(RATE).await;
+    let load = fleet.load(LOW_RATE).await;
     let begun = Instant::now();
     // Renewed at half of its life: ten times each, and one more at the edge.
     load.run(Duration::from_millis(10_500)).await;
@@ -66,7 +66,7 @@ pub async fn an_address_that_another_service_has_now_is_not_used(ground: Ground)
     let own_link = Proxy::start(fleet.consul.as_ref().unwrap().address()).await;
     let config = fleet.config_with(&[("registry", format!("consul://{}", own_link.address))]);
     let channel = fleet.channel_with(&config).await;
-    let load = Load::start(&channel, RATE);
+    let load = Load::start(&channel, LOW_RATE);
     load.run(Duration::from_secs(1)).await;
     own_link.set(Mode::Stall);
     let address = fleet.address(0);

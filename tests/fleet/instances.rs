@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use api::hooks::v1::{ListSessionsRequest, hook_receiver_client::HookReceiverClient};
 use tests::{fleet::Fleet, ground::Ground, load::Load, until};
 
-use super::{AVOIDED, RATE, setting};
+use super::{AVOIDED, LOW_RATE, RATE, setting};
 
 pub async fn a_killed_instance_is_avoided_and_no_call_fails(ground: Ground) {
     let mut fleet = Fleet::start(ground, 3).await;
@@ -55,7 +55,7 @@ pub async fn a_paused_instance_is_avoided_and_used_again(ground: Ground) {
 
 pub async fn rolling_restarts_fail_no_call(ground: Ground) {
     let mut fleet = Fleet::start(ground, 3).await;
-    let load = fleet.load(RATE).await;
+    let load = fleet.load(LOW_RATE).await;
     let begun = Instant::now();
     let rounds = setting("OMNI_TEST_ROUNDS", 2);
     for _ in 0..rounds {

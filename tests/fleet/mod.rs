@@ -13,8 +13,10 @@ use std::time::Duration;
 
 pub use self::{acl::*, change::*, consul::*, drain::*, identity::*, instances::*, network::*};
 
-/// How many calls a second the fleets get.
+/// How many calls a second the fleets get while instances are killed.
 const RATE: u32 = 500;
+/// How many they get in the longer tests, whose faults are others.
+const LOW_RATE: u32 = 200;
 /// How soon calls are kept away from an instance that doesn't answer.
 const AVOIDED: Duration = Duration::from_secs(2);
 

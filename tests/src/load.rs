@@ -22,7 +22,7 @@ const LATE: Duration = Duration::from_secs(1);
 /// How long a call may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// One in this many calls writes; the others read.
-const READS_PER_WRITE: usize = 20;
+const READS_PER_WRITE: usize = 50;
 
 /// Calls of idempotent methods of hook-receiver, in an open loop: each starts
 /// when it is due, however many are under way.
