@@ -42,7 +42,7 @@ pub async fn consul_restarts_without_its_services_and_no_call_fails(ground: Grou
     let load = fleet.load(LOW_RATE).await;
     let lost = Instant::now();
     fleet.consul.as_mut().unwrap().lose_services().await;
-    load.run(Duration::from_secs(5)).await;
+    load.run(Duration::from_secs(3)).await;
     let report = load.stop().await;
     report.print(&format!("{ground:?}: Consul restarted without its services"), lost);
     report.assert_none_failed();
@@ -97,14 +97,14 @@ pub async fn a_watch_that_hangs_goes_on_when_consul_does(ground: Ground) {
         (Some(consul @ Consul::Real(_)), _) => consul.hang(),
         (_, link) => link.as_ref().unwrap().set(Mode::Stall),
     }
-    load.run(Duration::from_secs(4)).await;
+    load.run(Duration::from_secs(3)).await;
     match (&fleet.consul, &fleet.link) {
         (Some(consul @ Consul::Real(_)), _) => consul.recover(),
         (_, link) => link.as_ref().unwrap().set(Mode::Pass),
     }
     sees_a_newcomer(&mut fleet, watched).await;
     let report = load.stop().await;
-    report.print(&format!("{ground:?}: Consul hangs for 4 s"), hung);
+    report.print(&format!("{ground:?}: Consul hangs for 3 s"), hung);
     report.assert_none_failed();
     fleet.stop().await;
 }

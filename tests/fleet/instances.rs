@@ -24,7 +24,7 @@ pub async fn a_killed_instance_is_avoided_while_consul_hangs(ground: Ground) {
     let load = fleet.load(RATE).await;
     fleet.consul.as_ref().unwrap().hang();
     let killed = fleet.kill(0);
-    load.run(Duration::from_secs(4)).await;
+    load.run(Duration::from_secs(3)).await;
     let report = load.stop().await;
     report.print(&format!("{ground:?}: killed while Consul hangs"), killed);
     report.assert_none_failed();
@@ -41,11 +41,11 @@ pub async fn a_paused_instance_is_avoided_and_used_again(ground: Ground) {
     let load = Load::reads(&fleet.channel().await, RATE, Duration::from_secs(1));
     load.run(Duration::from_secs(1)).await;
     let paused = fleet.pause(0);
-    load.run(Duration::from_secs(5)).await;
+    load.run(Duration::from_secs(4)).await;
     fleet.resume(0);
     load.run(Duration::from_secs(1)).await;
     let report = load.stop().await;
-    report.print(&format!("{ground:?}: paused for 5 s, deadline 1 s"), paused);
+    report.print(&format!("{ground:?}: paused for 4 s, deadline 1 s"), paused);
     for (why, count) in report.failures() {
         println!("  {count} × {why}");
     }
