@@ -22,6 +22,10 @@ backends dir="target/backends":
         cargo test --workspace --features tests/backends --test backends -- --test-threads 1; \
         code=$?; compose/backends stop --dir {{dir}}; exit $code
 
+# The faults at full length: 20 rolling restarts, Consul away for a minute
+faults:
+    OMNI_TEST_ROUNDS=20 OMNI_TEST_OUTAGE=60 cargo test -p cli -p tests --test faults -- --nocapture
+
 # Benchmarks of the hot paths
 bench:
     cargo bench --workspace

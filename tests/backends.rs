@@ -1,10 +1,20 @@
-//! The suite on the real Consul, Kafka, PostgreSQL and Jaeger. Run it one test
-//! at a time: they share these.
+//! The suite on the real Consul, Kafka, PostgreSQL and Jaeger, and the faults on
+//! a real Consul. Run it one test at a time: they share these.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+#[allow(dead_code, unused_imports, reason = "each target runs the tests that fit it")]
+mod fleet;
 mod suite;
 
 mod real {
     crate::suite::on!(tests::Layout::Real);
+}
+
+mod real_consul {
+    crate::fleet::on_any!(tests::ground::Ground::RealConsul);
+    crate::fleet::on_consul!(tests::ground::Ground::RealConsul);
+    crate::fleet::on! { tests::ground::Ground::RealConsul;
+        where_acls_deny_by_default_each_party_needs_its_own_policy_and_no_more
+    }
 }

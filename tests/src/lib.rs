@@ -2,12 +2,18 @@
 //! of several layouts of backends, and eyes and hands for a test.
 //!
 //! In reading order: [`layout`], [`backends`], [`mesh`], [`process`],
-//! [`traces`], [`tls`].
+//! [`traces`], [`tls`]; and for faults under load [`ground`], [`agent`],
+//! [`proxy`], [`fleet`], [`load`].
 
+pub mod agent;
 pub mod backends;
+pub mod fleet;
+pub mod ground;
 pub mod layout;
+pub mod load;
 pub mod mesh;
 pub mod process;
+pub mod proxy;
 pub mod tls;
 pub mod traces;
 pub mod wait;

@@ -59,8 +59,28 @@ impl Process {
     /// # Panics
     /// When it can't be signalled.
     pub fn terminate(&self) {
+        self.signal("-TERM");
+    }
+
+    /// SIGSTOP: it hangs, and its connections stay open.
+    ///
+    /// # Panics
+    /// When it can't be signalled.
+    pub fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    /// SIGCONT, after [`Process::pause`].
+    ///
+    /// # Panics
+    /// When it can't be signalled.
+    pub fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
+        let sent = Command::new("kill").args([signal, &pid]).status().expect("kill runs");
         assert!(sent.success());
     }
 

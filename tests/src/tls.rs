@@ -24,12 +24,24 @@ pub async fn serial(
     service: &str,
     address: SocketAddr,
 ) -> std::io::Result<String> {
-    let stream = connect(identity.client_config(service), address).await?;
+    let stream = as_party(identity, service, address).await?;
     let (_, session) = stream.get_ref();
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let leaf = leaf.ok_or_else(|| std::io::Error::other("no certificate"))?;
     let (_, leaf) = x509_parser::parse_x509_certificate(leaf).map_err(std::io::Error::other)?;
     Ok(leaf.raw_serial_as_string())
+}
+
+/// Connects as `identity` to an instance of `service`.
+///
+/// # Errors
+/// When the handshake fails.
+pub async fn as_party(
+    identity: &Identity,
+    service: &str,
+    address: SocketAddr,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    connect(identity.client_config(service), address).await
 }
 
 /// Connects as a stranger, with the certificate and key (in PEM) if given, and

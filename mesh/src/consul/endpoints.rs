@@ -78,14 +78,27 @@ pub(crate) struct CatalogServices {
     pub(crate) features: Option<Features>,
 }
 
-/// One instance, as this agent knows it; of the answer only that there is one.
+/// One instance, as this agent knows it. With a `hash` it blocks until the
+/// instance is another than that, or gone, for `wait` at most: what an agent
+/// knows by itself has a hash instead of an index.
 #[derive(Debug, Endpoint)]
-#[endpoint(path = "agent/service/{self.id}", response = "serde::de::IgnoredAny")]
+#[endpoint(path = "agent/service/{self.id}", response = "Known")]
 pub(crate) struct AgentService {
     #[endpoint(skip)]
     pub(crate) id: String,
+    #[endpoint(query)]
+    pub(crate) hash: String,
+    #[endpoint(query)]
+    pub(crate) wait: String,
     #[endpoint(skip)]
     pub(crate) features: Option<Features>,
+}
+
+/// That the agent knows an instance, and the hash of what it knows.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Known {
+    #[serde(default, rename = "ContentHash")]
+    pub(crate) hash: String,
 }
 
 /// The leaf of a service, made when it isn't there yet.

@@ -4,6 +4,14 @@
 //! Source of the index's rules: Consul, "Blocking queries". The rule for empty
 //! answers is ours: a Consul that lost its data, or hasn't read it yet, says
 //! that nothing is there, and believing it would cut every connection.
+//!
+//! ```text
+//!              index went backwards: 60 s; answers again: 15 s
+//!  believing ───────────────────────────────────────────────────▶ doubting
+//!      ▲                                                          │      │
+//!      ├────────────── an answer that isn't empty ────────────────┘      │
+//!      └────────────── empty for all that time ──────────────────────────┘
+//! ```
 
 use std::time::Duration;
 
@@ -14,7 +22,11 @@ use super::{Answer, Since};
 use crate::Error;
 
 /// How long an empty answer must hold after the index went backwards.
-const DOUBT: Duration = Duration::from_secs(60);
+const RESET_DOUBT: Duration = Duration::from_secs(60);
+/// How long an empty answer must hold after Consul was away, whatever its index:
+/// an agent that came back without its services takes them out of the catalog,
+/// and they register again as soon as they reach it, every 5 s at least.
+const OUTAGE_DOUBT: Duration = Duration::from_secs(15);
 /// The first pause after an error, doubled with each one that follows.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -23,6 +35,13 @@ const UNHELD_PAUSE: Duration = Duration::from_secs(1);
 /// The least time from one answer to the next question: many changes at once
 /// come together then.
 const MIN_PAUSE: Duration = Duration::from_millis(5);
+/// How often a thing is asked for in the long run, at most. It bounds what a
+/// Consul costs that answers at once, whatever is wrong with it or however fast
+/// it changes.
+const INTERVAL: Duration = Duration::from_millis(50);
+/// How much sooner than that questions may come, after a time with fewer of
+/// them: a hundred at once.
+const BURST: Duration = Duration::from_secs(5);
 
 /// A thing in Consul, asked for again and again by `query`.
 pub(crate) struct Follow<Q, T> {
@@ -34,8 +53,7 @@ pub(crate) struct Follow<Q, T> {
     index: u64,
     /// Whether the value last believed was not empty.
     holds_something: bool,
-    /// Since when an empty answer is doubted.
-    doubted_since: Option<Instant>,
+    doubt: Option<Doubt>,
     /// Whether the next question is for an answer at once.
     afresh: bool,
     failures: u32,
@@ -43,6 +61,16 @@ pub(crate) struct Follow<Q, T> {
     trouble: Option<Error>,
     /// No question is asked before.
     pause_until: Instant,
+    /// Where the next question is due that keeps [`INTERVAL`].
+    due: Instant,
+}
+
+/// Empty answers aren't believed yet.
+#[derive(Clone, Copy)]
+struct Doubt {
+    since: Instant,
+    /// How long they must hold.
+    hold: Duration,
 }
 
 impl<Q, F, T> Follow<Q, T>
@@ -59,11 +87,12 @@ where
             is_empty,
             index: 0,
             holds_something: false,
-            doubted_since: None,
+            doubt: None,
             afresh: true,
             failures: 0,
             trouble: None,
             pause_until: Instant::now(),
+            due: Instant::now(),
         }
     }
 
@@ -77,13 +106,16 @@ where
     /// from there with the next call.
     pub(crate) async fn next(&mut self) -> T {
         loop {
-            tokio::time::sleep_until(self.pause_until).await;
+            let early = self.due.checked_sub(BURST).unwrap_or(self.due);
+            tokio::time::sleep_until(self.pause_until.max(early)).await;
             let since = self.since();
             let asked = Instant::now();
+            self.due = self.due.max(asked) + INTERVAL;
             match (self.query)(since).await {
                 Ok(answer) => {
                     if self.failures > 0 {
                         tracing::info!(subject = %self.subject, "consul answers again");
+                        self.doubt(OUTAGE_DOUBT);
                     }
                     self.failures = 0;
                     self.afresh = false;
@@ -133,10 +165,18 @@ where
     }
 
     fn since(&self) -> Since {
-        let doubted = self.doubted_since.map(|since| since.elapsed());
+        let left = |doubt: Doubt| doubt.hold.saturating_sub(doubt.since.elapsed());
         Since {
             index: if self.afresh { 0 } else { self.index },
-            wait: doubted.map(|so_far| DOUBT.saturating_sub(so_far).max(UNHELD_PAUSE)),
+            wait: self.doubt.map(|doubt| left(doubt).max(UNHELD_PAUSE)),
+        }
+    }
+
+    /// Begins to doubt empty answers, where there is something to lose.
+    fn doubt(&mut self, hold: Duration) {
+        if self.holds_something {
+            let before = self.doubt.map_or(Duration::ZERO, |doubt| doubt.hold);
+            self.doubt = Some(Doubt { since: Instant::now(), hold: hold.max(before) });
         }
     }
 
@@ -150,17 +190,15 @@ where
         if index < before {
             tracing::info!(subject = %self.subject, before, index, "consul's index went backwards");
             self.afresh = true;
-            if self.holds_something {
-                self.doubted_since.get_or_insert_with(Instant::now);
-            }
+            self.doubt(RESET_DOUBT);
         }
         let empty = (self.is_empty)(&answer.value);
-        match self.doubted_since {
-            Some(since) if empty && since.elapsed() < DOUBT => return None,
+        match self.doubt {
+            Some(doubt) if empty && doubt.since.elapsed() < doubt.hold => return None,
             None if told && index == before => return None,
             _ => {}
         }
-        self.doubted_since = None;
+        self.doubt = None;
         self.holds_something = !empty;
         Some(answer.value)
     }
@@ -168,7 +206,7 @@ where
 
 /// The pause after the error that follows `failures` others: doubled each
 /// time, and half of it by chance, so that a mesh doesn't ask as one.
-fn pause(failures: u32) -> Duration {
+pub(crate) fn pause(failures: u32) -> Duration {
     let longest = FIRST_PAUSE.saturating_mul(2u32.saturating_pow(failures)).min(LONGEST_PAUSE);
     longest.mul_f64(rand::rng().random_range(0.5..=1.0))
 }

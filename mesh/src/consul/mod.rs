@@ -33,6 +33,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// More than any answer of a sound agent: a service with 10,000 instances
 /// needs about 10 MB.
 const MAX_ANSWER_BYTES: usize = 32 << 20;
+/// Says that there is more, which the token may not see.
+const FILTERED: &str = "X-Consul-Results-Filtered-By-ACLs";
 /// The port an agent listens on where the setting names none.
 const DEFAULT_PORT: u16 = 8500;
 
@@ -92,6 +94,28 @@ impl Consul {
         Ok(Answer { value, index })
     }
 
+    /// As [`Consul::get`], but an answer that lacks what the token may not see is
+    /// refused: a token that lost its policy makes Consul say that nothing is
+    /// there.
+    ///
+    /// # Errors
+    /// As [`Consul::get`].
+    pub(crate) async fn whole<E>(&self, endpoint: E) -> Result<Answer<E::Response>, Error>
+    where
+        E: Endpoint + FeaturedEndpoint,
+    {
+        let path = endpoint.path();
+        let (Answer { value, index }, filtered) = self.ask(endpoint, None).await?;
+        let why = match (value, filtered) {
+            (Some(value), false) => return Ok(Answer { value, index }),
+            (Some(_), true) => {
+                "its answer isn't whole; give `consul.token` a token that may see all"
+            }
+            (None, _) => "it says 404, not found",
+        };
+        Err(self.failed(&path, why))
+    }
+
     /// As [`Consul::get`], but answers `None` where there is nothing.
     ///
     /// # Errors
@@ -100,13 +124,46 @@ impl Consul {
     where
         E: Endpoint + FeaturedEndpoint,
     {
+        Ok(self.ask(endpoint, None).await?.0)
+    }
+
+    /// As [`Consul::find`], for what the agent may hold for [`Consul::held_for`].
+    ///
+    /// # Errors
+    /// As [`Consul::get`].
+    pub(crate) async fn find_held<E>(&self, endpoint: E) -> Result<Option<E::Response>, Error>
+    where
+        E: Endpoint + FeaturedEndpoint,
+    {
+        Ok(self.ask(endpoint, Some(self.patience())).await?.0.value)
+    }
+
+    /// How long the agent may hold a query, as Go writes it.
+    pub(crate) fn held_for(&self) -> String {
+        go_duration(self.wait)
+    }
+
+    /// How long a query that is held may take. The agent adds up to a sixteenth,
+    /// to spread its answers out.
+    fn patience(&self) -> Duration {
+        self.wait + self.wait / 16 + self.wait / 4
+    }
+
+    /// What was found, and whether more was there that the token may not see.
+    async fn ask<E>(
+        &self,
+        endpoint: E,
+        deadline: Option<Duration>,
+    ) -> Result<(Answer<Option<E::Response>>, bool), Error>
+    where
+        E: Endpoint + FeaturedEndpoint,
+    {
         let path = endpoint.path();
         let features = endpoint.features();
         let held = features.as_ref().and_then(|f| f.blocking.as_ref());
         let deadline = match held {
-            // The agent adds up to a sixteenth, to spread its answers out.
-            Some(held) if held.index > 0 => self.wait + self.wait / 16 + self.wait / 4,
-            _ => DEADLINE,
+            Some(held) if held.index > 0 => self.patience(),
+            _ => deadline.unwrap_or(DEADLINE),
         };
         let middleware = EndpointMiddleware { features, token: None, version: "v1".to_owned() };
         let request = endpoint
@@ -123,9 +180,10 @@ impl Consul {
         })?;
         let status = response.status();
         let index = index(response.headers());
+        let filtered = response.headers().get(FILTERED).is_some_and(|value| value == "true");
         let body = self.body(&path, response).await?;
         if status == reqwest::StatusCode::NOT_FOUND {
-            return Ok(Answer { value: None, index });
+            return Ok((Answer { value: None, index }, filtered));
         }
         if !status.is_success() {
             let said: String = String::from_utf8_lossy(&body).chars().take(256).collect();
@@ -139,7 +197,7 @@ impl Consul {
         // The answer itself stays out of the error: it may hold a key.
         let value = serde_json::from_slice(json)
             .map_err(|why| self.failed(&path, format!("its answer can't be read: {why}")))?;
-        Ok(Answer { value: Some(value), index })
+        Ok((Answer { value: Some(value), index }, filtered))
     }
 
     /// What makes a request a blocking query.

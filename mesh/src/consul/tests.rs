@@ -214,6 +214,119 @@ async fn an_agent_that_does_not_hold_queries_is_asked_once_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_empty_answer_after_an_outage_must_hold_for_fifteen_seconds() {
+    // Its index advanced: the agent took its services out of the catalog.
+    let empties = (1..20).map(|n| Ok((60 + n, "")));
+    let (mut follow, _) = script([Ok((50, "a")), Err(())].into_iter().chain(empties.clone()));
+    assert_eq!(follow.next().await, "a");
+    let began = Instant::now();
+    // Answers come as they do while other services register again.
+    let next = tokio::time::timeout(Duration::from_secs(14), follow.next());
+    assert!(next.await.is_err(), "believed after {:?}", began.elapsed());
+
+    let back = [Ok((61, "")), Ok((62, "")), Ok((63, "b")), Ok((64, ""))];
+    let (mut follow, _) = script([Ok((50, "a")), Err(())].into_iter().chain(back));
+    for value in ["a", "b", ""] {
+        assert_eq!(follow.next().await, value);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_that_comes_again_begins_the_doubt_again() {
+    let outage = [Err(()), Ok((60, ""))];
+    let flapping = std::iter::repeat_n(outage, 100).flatten();
+    let (mut follow, asked) = script([Ok((50, "a"))].into_iter().chain(flapping));
+    assert_eq!(follow.next().await, "a");
+    let next = tokio::time::timeout(Duration::from_secs(3600), follow.next());
+    assert!(next.await.is_err(), "what flaps is never believed");
+    assert_eq!(asked.lock().unwrap().len(), 202);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_hour_without_consul_the_last_value_stays_and_the_next_comes_within_seconds() {
+    let back = Instant::now() + Duration::from_secs(3600);
+    let asked = Arc::new(Mutex::new(0));
+    let count = asked.clone();
+    let query = move |since: Since| {
+        *count.lock().unwrap() += 1;
+        async move {
+            if Instant::now() < back && Instant::now() > back - Duration::from_secs(3599) {
+                return Err(Error::Registry("scripted".into()));
+            }
+            let index = if Instant::now() < back { 5 } else { 9 };
+            if since.index == index {
+                tokio::time::sleep(since.wait.unwrap_or(WAIT)).await;
+            }
+            Ok(Answer { value: if index == 5 { "a" } else { "b" }, index })
+        }
+    };
+    let follow = Follow::new("script", query, |value: &&str| value.is_empty());
+    let (values, mut watched) = watch::channel("");
+    tokio::spawn(async move { follow.publish(values).await });
+    watched.wait_for(|value| *value == "a").await.unwrap();
+    watched.changed().await.unwrap();
+    assert_eq!(*watched.borrow(), "b");
+    let late = Instant::now() - back;
+    assert!(late <= Duration::from_secs(5), "{late:?} after Consul's return");
+    // One question in 2.5 to 5 s, and some more at first.
+    let asked = *asked.lock().unwrap();
+    assert!((700..1500).contains(&asked), "{asked} questions");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consul_that_answers_everything_at_once_is_asked_twenty_times_a_second() {
+    let changing = |n: u64| n + 1;
+    // Two servers behind one address, each with an index of its own.
+    let alternating = |n: u64| if n.is_multiple_of(2) { 100 } else { 7 };
+    let indexes: [fn(u64) -> u64; 2] = [changing, alternating];
+    for index in indexes {
+        let asked = Arc::new(Mutex::new(0));
+        let count = asked.clone();
+        let query = move |_| {
+            let mut asked = count.lock().unwrap();
+            *asked += 1;
+            let index = index(*asked);
+            async move { Ok(Answer { value: "a", index }) }
+        };
+        let mut follow = Follow::new("restless", query, |value: &&str| value.is_empty());
+        let minute = async {
+            loop {
+                follow.next().await;
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(60), minute).await;
+        let asked = *asked.lock().unwrap();
+        assert!(asked <= 60 * 20 + 100 + 1, "{asked} questions in a minute");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consul_that_fails_every_other_time_is_asked_twenty_times_a_second_at_most() {
+    let asked = Arc::new(Mutex::new(0));
+    let count = asked.clone();
+    let query = move |_| {
+        let mut asked = count.lock().unwrap();
+        *asked += 1;
+        let failing = *asked % 2 == 0;
+        async move {
+            match failing {
+                true => Err(Error::Registry("scripted".into())),
+                false => Ok(Answer { value: "a", index: 5 }),
+            }
+        }
+    };
+    let mut follow = Follow::new("flapping", query, |value: &&str| value.is_empty());
+    let minute = async {
+        loop {
+            follow.next().await;
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(60), minute).await;
+    let asked = *asked.lock().unwrap();
+    assert!(asked <= 60 * 20 + 100 + 1, "{asked} questions in a minute");
+}
+
+#[tokio::test(start_paused = true)]
 async fn it_stops_when_nobody_listens() {
     let (follow, _) = script([Ok((5, "a"))]);
     let (values, watched) = watch::channel("");

@@ -5,7 +5,13 @@ mod meta;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    num::NonZeroU16,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use consulrs::api::{
@@ -16,7 +22,7 @@ use consulrs::api::{
     },
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{Deregister, Instance, Registration, Registry, Snapshot};
@@ -25,8 +31,8 @@ use crate::{
     config::{Config, ConsulConfig},
     consul::{
         Answer, Consul, Since,
-        endpoints::{AgentService, CatalogServices, Entry, HealthConnect},
-        follow::Follow,
+        endpoints::{AgentService, CatalogServices, Entry, HealthConnect, Known},
+        follow::{self, Follow},
         go_duration,
     },
     identity::is_name,
@@ -36,9 +42,12 @@ use crate::{
 const TAG: &str = "omnibridge";
 /// How long a new watch waits for its first snapshot.
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(5);
-/// How often an instance looks whether the agent still knows it.
-const LOOK: Duration = Duration::from_secs(3);
-/// How long deregistering may take, a look under way included.
+/// How long an instance waits between its looks at whether the agent still knows
+/// it: the agent holds each one until something changed.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// How long it waits after a look that the agent should have held but didn't.
+const UNHELD_LOOK_PAUSE: Duration = Duration::from_secs(3);
+/// How long deregistering may take, a registration under way included.
 const DEREGISTER: Duration = Duration::from_secs(6);
 /// How many services are asked for at once.
 const CONCURRENT_QUERIES: usize = 8;
@@ -47,6 +56,10 @@ const CONCURRENT_QUERIES: usize = 8;
 pub struct ConsulRegistry {
     consul: Arc<Consul>,
     settings: ConsulConfig,
+    /// One watch for each service, shared by all that call it from this process:
+    /// each holds a connection to the agent. They end with the registry and the
+    /// last who listens.
+    watches: Mutex<HashMap<String, watch::Receiver<Snapshot>>>,
 }
 
 impl ConsulRegistry {
@@ -55,7 +68,13 @@ impl ConsulRegistry {
     /// # Errors
     /// When the setting names none.
     pub fn new(config: &Config) -> Result<Self, Error> {
-        Ok(Self { consul: Consul::from_config(config)?, settings: config.consul.clone() })
+        let consul = Consul::from_config(config)?;
+        Ok(Self { consul, settings: config.consul.clone(), watches: Mutex::default() })
+    }
+
+    fn watches(&self) -> std::sync::MutexGuard<'_, HashMap<String, watch::Receiver<Snapshot>>> {
+        // Whole at any moment, whoever panicked.
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -71,15 +90,23 @@ impl Registry for ConsulRegistry {
     }
 
     async fn watch(&self, service: &str) -> Result<watch::Receiver<Snapshot>, Error> {
+        if let Some(watched) = self.watches().get(service) {
+            return Ok(watched.clone());
+        }
         let name = service.to_owned();
         let consul = self.consul.clone();
         let query = move |since| snapshot(consul.clone(), name.clone(), Some(since));
         let subject = format!("instances of {service}");
         let mut follow = Follow::new(subject, query, |snapshot: &Snapshot| snapshot.is_empty());
         let first = tokio::time::timeout(FIRST_SNAPSHOT, follow.next()).await;
-        let (snapshots, watched) = watch::channel(first.unwrap_or_default());
-        tokio::spawn(follow.publish(snapshots));
-        Ok(watched)
+        let mut watches = self.watches();
+        // Another caller may have been faster.
+        let watched = watches.entry(service.to_owned()).or_insert_with(|| {
+            let (snapshots, watched) = watch::channel(first.unwrap_or_default());
+            tokio::spawn(follow.publish(snapshots));
+            watched
+        });
+        Ok(watched.clone())
     }
 
     async fn services(&self) -> Result<BTreeMap<String, Snapshot>, Error> {
@@ -131,17 +158,43 @@ struct Keeper {
 
 impl Keeper {
     async fn run(self, stop: CancellationToken) {
-        let mut reachable = true;
+        let (mut hash, mut failures) = (String::new(), 0);
         loop {
+            let asked = Instant::now();
+            let looked = tokio::select! {
+                looked = self.look(&hash) => looked,
+                () = stop.cancelled() => break,
+            };
+            // What follows isn't cut off by the stop: a registration that is on
+            // its way would overtake the end of it.
+            let kept = match looked {
+                Ok(Some(known)) => {
+                    let held = known.hash != hash || asked.elapsed() >= UNHELD_LOOK_PAUSE;
+                    hash = known.hash;
+                    Ok(if held { LOOK_PAUSE } else { UNHELD_LOOK_PAUSE })
+                }
+                Ok(None) => self.register_again().await,
+                Err(why) => Err(why),
+            };
+            let pause = match kept {
+                Ok(pause) => {
+                    failures = 0;
+                    pause
+                }
+                Err(why) => {
+                    if failures == 0 {
+                        tracing::warn!(id = self.id, %why, "can't tell whether it is registered");
+                    }
+                    // As what is there is asked for anew: at once.
+                    hash.clear();
+                    failures += 1;
+                    follow::pause(failures - 1)
+                }
+            };
             tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => break,
             }
-            let looked = self.look().await;
-            if let (Err(why), true) = (&looked, reachable) {
-                tracing::warn!(id = self.id, %why, "can't tell whether it is still registered");
-            }
-            reachable = looked.is_ok();
         }
         let request =
             DeregisterServiceRequest { id: self.id.clone(), ..DeregisterServiceRequest::default() };
@@ -151,13 +204,18 @@ impl Keeper {
         }
     }
 
-    async fn look(&self) -> Result<(), Error> {
-        let known = self.consul.find(AgentService { id: self.id.clone(), features: None });
-        if known.await?.value.is_none() {
-            self.consul.get(self.request.clone()).await?;
-            tracing::info!(id = self.id, "registered again: the agent had forgotten it");
-        }
-        Ok(())
+    /// What the agent knows of the instance, once that has another hash; `None`
+    /// where it knows nothing.
+    async fn look(&self, hash: &str) -> Result<Option<Known>, Error> {
+        let (id, hash) = (self.id.clone(), hash.to_owned());
+        let wait = self.consul.held_for();
+        self.consul.find_held(AgentService { id, hash, wait, features: None }).await
+    }
+
+    async fn register_again(&self) -> Result<Duration, Error> {
+        self.consul.get(self.request.clone()).await?;
+        tracing::info!(id = self.id, "registered again: the agent had forgotten it");
+        Ok(LOOK_PAUSE)
     }
 }
 
@@ -202,7 +260,7 @@ async fn snapshot(
 ) -> Result<Answer<Snapshot>, Error> {
     let features = since.and_then(|since| consul.blocking(since));
     let request = HealthConnect { service: service.clone(), features };
-    let Answer { value, index } = consul.get(request).await?;
+    let Answer { value, index } = consul.whole(request).await?;
     let mut instances: Vec<Instance> =
         value.into_iter().filter_map(|entry| instance(&service, entry)).collect();
     instances.sort_by(|a, b| a.id.cmp(&b.id));

@@ -6,7 +6,7 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::{Path, Query, Request, State as Extract},
-    http::StatusCode,
+    http::{HeaderValue, StatusCode},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, put},
@@ -175,10 +175,32 @@ async fn deregister(Extract(shared): Agent, Path(id): Path<String>) -> Response 
     (StatusCode::NOT_FOUND, format!("Unknown service ID {id:?}")).into_response()
 }
 
-async fn service(Extract(shared): Agent, Path(id): Path<String>) -> Response {
-    match shared.state().services.get(&id) {
-        Some(service) => Json(service).into_response(),
-        None => (StatusCode::NOT_FOUND, format!("unknown service ID: {id}")).into_response(),
+/// A query that blocks by the hash of what it answered before.
+#[derive(Default, Deserialize)]
+struct Hashed {
+    #[serde(default)]
+    hash: String,
+    wait: Option<String>,
+}
+
+async fn service(
+    Extract(shared): Agent,
+    Query(since): Query<Hashed>,
+    Path(id): Path<String>,
+) -> Response {
+    let wait = since.wait.and_then(|wait| parse_duration(&wait)).unwrap_or(DEFAULT_WAIT);
+    let end = Instant::now() + wait;
+    let mut changes = shared.changes.subscribe();
+    loop {
+        let known = shared.state().known(&id);
+        let Some(known) = known else {
+            return (StatusCode::NOT_FOUND, format!("unknown service ID: {id}")).into_response();
+        };
+        if known["ContentHash"] != since.hash || Instant::now() >= end {
+            return Json(known).into_response();
+        }
+        // The end of the wait is an answer too.
+        let _ = tokio::time::timeout_at(end, changes.changed()).await;
     }
 }
 
@@ -187,8 +209,14 @@ async fn health_connect(
     since: Query<Blocking>,
     Path(name): Path<String>,
 ) -> Response {
+    let hidden = shared.state().hidden.contains(&name);
     let read = move |state: &mut State| Some(state.health(&name, true));
-    block(shared, since, Topic::Services, read).await
+    let mut answer = block(shared, since, Topic::Services, read).await;
+    if hidden {
+        let filtered = HeaderValue::from_static("true");
+        answer.headers_mut().insert("X-Consul-Results-Filtered-By-ACLs", filtered);
+    }
+    answer
 }
 
 async fn health_service(

@@ -81,6 +81,11 @@ impl FakeConsul {
         format!("consul://{}", self.address)
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Ends the agent and cuts its connections; what it knows stays for
     /// [`FakeConsul::restart`].
     pub async fn stop(&mut self) {
@@ -187,6 +192,12 @@ impl FakeConsul {
         self.shared.change(|state| state.delete_key(key));
     }
 
+    /// Registers `service`, in the form of Consul's API, or changes the one with
+    /// its id.
+    pub fn register(&self, service: Value) {
+        self.shared.change(|state| state.register(service));
+    }
+
     /// Forgets the instance `id`, as an agent does that lost its data.
     pub fn forget_service(&self, id: &str) {
         self.shared.change(|state| state.deregister(id));
@@ -205,6 +216,15 @@ impl FakeConsul {
     /// The ids of all instances that are registered.
     pub fn services(&self) -> Vec<String> {
         self.shared.state().services.keys().cloned().collect()
+    }
+
+    /// Takes away the right to see the instances of `service`: Consul then says
+    /// that there are none, and in a header that it isn't the whole truth.
+    pub fn hide_service(&self, service: &str) {
+        self.shared.change(|state| {
+            state.hidden.insert(service.to_owned());
+            state.touch(Topic::Services);
+        });
     }
 
     /// Answers only requests with this token from now on.

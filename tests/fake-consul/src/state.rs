@@ -1,6 +1,9 @@
 //! What the agent knows, and the index at which each part last changed.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+};
 
 use base64::Engine as _;
 use serde_json::{Value, json};
@@ -34,6 +37,8 @@ pub(crate) struct State {
     /// Keys, in the form of the API.
     keys: BTreeMap<String, Value>,
     pub(crate) token: Option<String>,
+    /// The services that the token may not see.
+    pub(crate) hidden: BTreeSet<String>,
 }
 
 impl State {
@@ -48,6 +53,7 @@ impl State {
             intentions: BTreeMap::new(),
             keys: BTreeMap::new(),
             token: None,
+            hidden: BTreeSet::new(),
         }
     }
 
@@ -89,12 +95,21 @@ impl State {
         self.touch(Topic::Services);
     }
 
+    /// The instance `id` in the form of `agent/service`, with its hash.
+    pub(crate) fn known(&self, id: &str) -> Option<Value> {
+        let mut known = self.services.get(id)?.clone();
+        let mut hasher = DefaultHasher::new();
+        known.to_string().hash(&mut hasher);
+        known["ContentHash"] = format!("{:016x}", hasher.finish()).into();
+        Some(known)
+    }
+
     /// The instances of `name` in the form of `health/service`.
     pub(crate) fn health(&self, name: &str, connect_only: bool) -> Value {
         let entries = self
             .services
             .values()
-            .filter(|s| s["Name"] == name)
+            .filter(|s| s["Name"] == name && !self.hidden.contains(name))
             .filter(|s| !connect_only || s["Connect"]["Native"] == true);
         entries.map(entry).collect()
     }

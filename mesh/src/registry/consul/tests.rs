@@ -98,8 +98,37 @@ async fn an_instance_that_the_agent_forgot_is_registered_again() {
     let agent = FakeConsul::start().await;
     let registry = registry(&agent);
     let _a = registry.register(instance("a")).await.unwrap();
-    agent.forget_service("a");
-    eventually("registered again", || agent.service("a").is_some()).await;
+    // The second time, it is asked by the hash of what was answered before.
+    for _ in 0..2 {
+        let forgotten = Instant::now();
+        agent.forget_service("a");
+        eventually("registered again", || agent.service("a").is_some()).await;
+        assert!(forgotten.elapsed() < Duration::from_secs(1), "{:?}", forgotten.elapsed());
+        tokio::time::sleep(2 * LOOK_PAUSE).await;
+    }
+}
+
+#[tokio::test]
+async fn what_the_token_may_not_see_is_not_taken_for_gone() {
+    let agent = FakeConsul::start().await;
+    let registry = registry(&agent);
+    let _a = registry.register(instance("a")).await.unwrap();
+    let watched = registry.watch("echo").await.unwrap();
+    agent.hide_service("echo");
+    // Until the answer was there, and refused: then it is asked again at once.
+    let error = snapshot(registry.consul.clone(), "echo".into(), None).await.unwrap_err();
+    assert!(error.to_string().contains("consul.token"), "{error}");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(watched.borrow().len(), 1, "the last good snapshot stays");
+}
+
+#[tokio::test]
+async fn all_who_call_a_service_from_one_process_share_its_watch() {
+    let agent = FakeConsul::start().await;
+    let registry = registry(&agent);
+    let (one, other) = tokio::join!(registry.watch("echo"), registry.watch("echo"));
+    let (one, other) = (one.unwrap(), other.unwrap());
+    assert!(one.same_channel(&other) && one.same_channel(&registry.watch("echo").await.unwrap()));
 }
 
 #[tokio::test]
