@@ -176,6 +176,10 @@ fn translate(reason: Reason) -> (StatusCode, &'static str) {
             StatusCode::SERVICE_UNAVAILABLE,
             "no instance that could store it answers; send it again",
         ),
+        Reason::CircuitOpen => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the service that stores it failed too often; send it again later",
+        ),
         Reason::Draining => {
             (StatusCode::SERVICE_UNAVAILABLE, "this instance is stopping; send it again")
         }

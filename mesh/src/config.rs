@@ -66,8 +66,8 @@ pub struct Config {
     pub instances: BTreeMap<String, Vec<std::net::SocketAddr>>,
     /// Whose calls are allowed or denied, before what services declare.
     pub intentions: Vec<crate::policy::Intention>,
-    /// Settings by gRPC method path.
-    pub routes: BTreeMap<String, crate::policy::Route>,
+    /// How calls are made, by route.
+    pub routes: crate::policy::Routes,
     #[serde(skip)]
     layers: Vec<Layer>,
     #[serde(skip)]

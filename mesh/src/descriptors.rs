@@ -43,6 +43,11 @@ pub fn method(path: &str) -> Option<&'static Method> {
     METHODS.get(path)
 }
 
+/// The paths of all methods of the API.
+pub fn paths() -> impl Iterator<Item = &'static str> {
+    METHODS.keys().map(String::as_str)
+}
+
 /// `path` if it is one of the API, else `other`: for metrics, whose labels must
 /// not grow with what is asked.
 pub fn label(path: &str) -> &'static str {

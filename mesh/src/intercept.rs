@@ -166,6 +166,22 @@ where
     }
 }
 
+/// The code of an answer that is whole already, beside the answer: nobody has to
+/// watch it to its end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Finished(pub(crate) Code);
+
+/// How a call ended, as far as its answer tells before its body is read.
+pub(crate) fn code_so_far<B>(response: &Response<B>) -> Option<Code> {
+    match response.extensions().get() {
+        Some(Finished(code)) => Some(*code),
+        None => response
+            .headers()
+            .contains_key(Status::GRPC_STATUS)
+            .then(|| code_of(response.headers())),
+    }
+}
+
 /// Tells once how a call ended: by the status in the answer's headers or
 /// trailers, or as `Cancelled` when nobody waits for it any more.
 pub(crate) struct Ended<F: FnOnce(Code)> {
@@ -189,8 +205,8 @@ impl<F: FnOnce(Code) + Send + Unpin + 'static> Ended<F> {
         B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError>,
     {
-        if let Some(status) = Status::from_header_map(response.headers()) {
-            self.tell(status.code());
+        if let Some(code) = code_so_far(&response) {
+            self.tell(code);
             return response.map(Body::new);
         }
         response.map(|body| Body::new(Watched { body, ended: self }))
@@ -245,7 +261,8 @@ where
     }
 }
 
-fn code_of(trailers: &HeaderMap) -> Code {
+/// The code in an answer's headers or trailers.
+pub(crate) fn code_of(trailers: &HeaderMap) -> Code {
     trailers
         .get(Status::GRPC_STATUS)
         .map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()))

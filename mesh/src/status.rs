@@ -29,6 +29,8 @@ pub enum Reason {
     StorageUnavailable,
     /// No instance of the service answers.
     NoInstance,
+    /// The last calls of the method failed; no more are made for a while.
+    CircuitOpen,
     /// The instance is stopping; another one will answer.
     Draining,
     /// The time the caller gave is over.
@@ -38,7 +40,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::InvalidRequest,
         Self::NotFound,
         Self::Denied,
@@ -46,6 +48,7 @@ impl Reason {
         Self::Overloaded,
         Self::StorageUnavailable,
         Self::NoInstance,
+        Self::CircuitOpen,
         Self::Draining,
         Self::DeadlineExceeded,
         Self::Internal,
@@ -61,6 +64,7 @@ impl Reason {
             Self::Overloaded => "OVERLOADED",
             Self::StorageUnavailable => "STORAGE_UNAVAILABLE",
             Self::NoInstance => "NO_INSTANCE",
+            Self::CircuitOpen => "CIRCUIT_OPEN",
             Self::Draining => "DRAINING",
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::Internal => "INTERNAL",
@@ -79,7 +83,9 @@ impl Reason {
             Self::NotFound => Code::NotFound,
             Self::Denied => Code::PermissionDenied,
             Self::OutboxFull | Self::Overloaded => Code::ResourceExhausted,
-            Self::StorageUnavailable | Self::NoInstance | Self::Draining => Code::Unavailable,
+            Self::StorageUnavailable | Self::NoInstance | Self::CircuitOpen | Self::Draining => {
+                Code::Unavailable
+            }
             Self::DeadlineExceeded => Code::DeadlineExceeded,
             Self::Internal => Code::Internal,
         }
@@ -89,7 +95,7 @@ impl Reason {
     fn retry_after(self) -> Option<Duration> {
         match self {
             Self::OutboxFull => Some(Duration::from_secs(5)),
-            Self::Overloaded | Self::StorageUnavailable | Self::NoInstance => {
+            Self::Overloaded | Self::StorageUnavailable | Self::NoInstance | Self::CircuitOpen => {
                 Some(Duration::from_secs(1))
             }
             Self::Draining => Some(Duration::ZERO),
@@ -100,9 +106,18 @@ impl Reason {
 
 /// A status for `reason` with its details.
 pub fn status(reason: Reason, message: impl Into<String>) -> Status {
+    with_retry(reason, message.into(), reason.retry_after())
+}
+
+/// A status for `reason` that says when trying again makes sense.
+pub fn status_after(reason: Reason, message: impl Into<String>, after: Duration) -> Status {
+    with_retry(reason, message.into(), Some(after))
+}
+
+fn with_retry(reason: Reason, message: String, after: Option<Duration>) -> Status {
     let mut details = ErrorDetails::with_error_info(reason.as_str(), DOMAIN, HashMap::new());
-    if let Some(after) = reason.retry_after() {
-        details.set_retry_info(Some(after));
+    if after.is_some() {
+        details.set_retry_info(after);
     }
     Status::with_error_details(reason.code(), message, details)
 }

@@ -1,130 +1,231 @@
-//! Keeps calls away from an instance that fails.
+//! Stops calling a method whose calls fail, so that callers get their answer at
+//! once and the called one its rest.
+//!
+//! It counts what the service answered, and what it didn't answer in time. An
+//! instance that can't be reached is no failure of its service: others may
+//! answer, and a refused connection costs nobody anything.
 
 use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::time::Instant;
+use futures::future::{BoxFuture, ready};
+use http::{Request, Response};
+use tokio::{sync::watch, time::Instant};
+use tonic::{Code, Status, body::Body};
+use tower::Service;
 
-/// How many failures in a row open it.
-const FAILURES: u32 = 5;
-/// How long it stays open before one call may try.
-const OPEN: Duration = Duration::from_secs(30);
-/// How long an instance that can't be connected to is left alone: short, for a
-/// restarted one comes back at the same address.
-const UNREACHABLE: Duration = Duration::from_secs(1);
+use super::{
+    gate::{Admission, Gate},
+    metrics::Metrics,
+};
+use crate::{
+    descriptors,
+    intercept::code_so_far,
+    policy::{Policy, Route},
+    status::{Reason, status_after},
+};
 
-/// One instance's breaker. No locks: it is asked for each call.
+/// A timeout sooner than this tells of its caller's hurry.
+pub(super) const TELLING_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// One method's breaker.
 ///
 /// ```text
-///          5 failures in a row,
-///          or unreachable               30 s (1 s if unreachable)
-///  closed ────────────────────▶ open ──────────────────────────▶ half-open
-///    ▲                           ▲                                  │  │
-///    │                           └───────── the one call fails ─────┘  │
-///    └───────────────────────────────────── the one call succeeds ─────┘
+///           5 failed calls in a row          30 s
+///   closed ────────────────────────▶ open ─────────▶ half-open
+///     ▲                               ▲                │  │
+///     │                               └─ one call fails┘  │
+///     └───────────────────────── one call is answered ────┘
 /// ```
-pub(super) struct Breaker {
-    origin: Instant,
+struct Breaker {
+    gate: Gate,
     failures: AtomicU32,
-    /// Milliseconds after `origin` until which it is open; 0 is closed.
-    open_until: AtomicU64,
+}
+
+/// What a breaker does at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BreakerState {
+    /// It lets calls through.
+    Closed,
+    /// It refuses them.
+    Open,
+    /// It lets one through to see.
+    HalfOpen,
 }
 
 impl Breaker {
-    pub(super) fn new() -> Self {
-        Self { origin: Instant::now(), failures: AtomicU32::new(0), open_until: AtomicU64::new(0) }
+    fn new() -> Self {
+        Self { gate: Gate::new(Instant::now()), failures: AtomicU32::new(0) }
     }
 
-    /// Whether a call may go now. In half-open, the one that is told so must
-    /// go: the others wait for how it ends.
-    pub(super) fn admits(&self) -> bool {
-        let until = self.open_until.load(Ordering::Relaxed);
-        if until == 0 {
-            return true;
+    /// Whether that closed it.
+    fn answered(&self) -> bool {
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
         }
-        let now = self.now();
-        now >= until
-            && self
-                .open_until
-                .compare_exchange(until, now + millis(OPEN), Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
+        self.gate.answered()
     }
 
-    /// Whether it is closed.
-    pub(super) fn is_closed(&self) -> bool {
-        self.open_until.load(Ordering::Relaxed) == 0
-    }
-
-    pub(super) fn succeeded(&self) {
-        self.failures.store(0, Ordering::Relaxed);
-        self.open_until.store(0, Ordering::Relaxed);
-    }
-
-    pub(super) fn failed(&self) {
-        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES || !self.is_closed() {
-            self.open_until.store(self.now() + millis(OPEN), Ordering::Relaxed);
-        }
-    }
-
-    pub(super) fn unreachable(&self) {
-        self.open_until.store(self.now() + millis(UNREACHABLE), Ordering::Relaxed);
-    }
-
-    /// Milliseconds since `origin`, and one more, for 0 means closed.
-    fn now(&self) -> u64 {
-        millis(self.origin.elapsed()) + 1
+    /// Whether that opened it.
+    fn failed(&self, now: Instant, route: Route) -> bool {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        self.gate.failed(now, route.breaker_open)
+            || (failures >= route.breaker_failures && self.gate.shut(now, route.breaker_open))
     }
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+/// The breakers of one service, one for each method.
+pub(super) struct Breakers {
+    by_method: HashMap<&'static str, Breaker>,
+    /// For methods that the API hasn't.
+    other: Breaker,
+}
+
+impl Breakers {
+    pub(super) fn new() -> Self {
+        let by_method = descriptors::paths().map(|path| (path, Breaker::new())).collect();
+        Self { by_method, other: Breaker::new() }
+    }
+
+    fn of(&self, path: &str) -> &Breaker {
+        self.by_method.get(path).unwrap_or(&self.other)
+    }
+
+    /// Those that aren't closed, by method.
+    pub(super) fn not_closed(&self) -> Vec<(&'static str, BreakerState)> {
+        let now = Instant::now();
+        let all = self.by_method.iter().map(|(path, breaker)| (*path, breaker));
+        let state = |(path, breaker): (_, &Breaker)| match breaker.gate.is_open() {
+            true => None,
+            false if breaker.gate.is_due(now) || breaker.gate.is_probed() => {
+                Some((path, BreakerState::HalfOpen))
+            }
+            false => Some((path, BreakerState::Open)),
+        };
+        let mut shown: Vec<_> = all.chain([("other", &self.other)]).filter_map(state).collect();
+        shown.sort_by_key(|(path, _)| *path);
+        shown
+    }
+}
+
+/// The service of the layer.
+#[derive(Clone)]
+pub(super) struct Break<S> {
+    inner: S,
+    service: Arc<str>,
+    breakers: Arc<Breakers>,
+    policy: watch::Receiver<Arc<Policy>>,
+    metrics: Arc<Metrics>,
+}
+
+impl<S> Break<S> {
+    pub(super) fn new(
+        inner: S,
+        service: Arc<str>,
+        breakers: Arc<Breakers>,
+        policy: watch::Receiver<Arc<Policy>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { inner, service, breakers, policy, metrics }
+    }
+}
+
+impl<S> Service<Request<Body>> for Break<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Status>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Status;
+    type Future = BoxFuture<'static, Result<Response<Body>, Status>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let path = request.uri().path();
+        let route = self.policy.borrow().routes.of(path);
+        if route.breaker_failures == 0 {
+            return Box::pin(self.inner.call(request));
+        }
+        let method = descriptors::label(path);
+        let breakers = self.breakers.clone();
+        let started = Instant::now();
+        let gate = &breakers.of(method).gate;
+        if gate.admits(started) == Admission::No {
+            let left = gate.left(started).unwrap_or_default();
+            let message = format!(
+                "the last calls of {method} of {} failed; no more are made for {left:?}",
+                self.service
+            );
+            return Box::pin(ready(Err(status_after(Reason::CircuitOpen, message, left))));
+        }
+        let (service, metrics) = (self.service.clone(), self.metrics.clone());
+        let response = self.inner.call(request);
+        Box::pin(async move {
+            let response = response.await;
+            let breaker = breakers.of(method);
+            let now = Instant::now();
+            match &response {
+                Ok(response) => match code_so_far(response) {
+                    Some(Code::Unavailable | Code::DeadlineExceeded) => {
+                        if breaker.failed(now, route) {
+                            tracing::warn!(%service, method, "its breaker opens");
+                            metrics.breaker(&service, method, "open");
+                        }
+                    }
+                    _ => {
+                        if breaker.answered() {
+                            tracing::info!(%service, method, "its breaker closes");
+                            metrics.breaker(&service, method, "closed");
+                        }
+                    }
+                },
+                Err(status)
+                    if status.code() == Code::DeadlineExceeded
+                        && now - started >= TELLING_TIMEOUT =>
+                {
+                    if breaker.failed(now, route) {
+                        tracing::warn!(%service, method, "its breaker opens: no answers in time");
+                        metrics.breaker(&service, method, "open");
+                    }
+                }
+                Err(_) => {}
+            }
+            response
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn five_failures_in_a_row_open_it_and_one_probe_closes_it() {
-        let breaker = Breaker::new();
+    #[test]
+    fn five_failures_in_a_row_open_it_and_one_answer_closes_it() {
+        let now = Instant::now();
+        let (breaker, route) = (Breaker::new(), Route::default());
         for _ in 0..4 {
-            breaker.failed();
+            assert!(!breaker.failed(now, route));
         }
-        breaker.succeeded();
+        breaker.answered();
         for _ in 0..4 {
-            breaker.failed();
+            assert!(!breaker.failed(now, route));
         }
-        assert!(breaker.admits());
-        breaker.failed();
-        assert!(!breaker.admits());
-        tokio::time::advance(OPEN).await;
-        assert!(breaker.admits(), "one may try");
-        assert!(!breaker.admits(), "only one");
-        breaker.succeeded();
-        assert!(breaker.admits() && breaker.admits());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_failed_probe_opens_it_again() {
-        let breaker = Breaker::new();
-        for _ in 0..5 {
-            breaker.failed();
-        }
-        tokio::time::advance(OPEN).await;
-        assert!(breaker.admits());
-        breaker.failed();
-        tokio::time::advance(OPEN / 2).await;
-        assert!(!breaker.admits());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_unreachable_instance_is_tried_again_after_a_second() {
-        let breaker = Breaker::new();
-        breaker.unreachable();
-        assert!(!breaker.admits());
-        tokio::time::advance(UNREACHABLE).await;
-        assert!(breaker.admits());
+        assert!(breaker.failed(now, route), "the fifth in a row");
+        assert_eq!(breaker.gate.admits(now), Admission::No);
+        let then = now + 2 * route.breaker_open;
+        assert_eq!(breaker.gate.admits(then), Admission::Probe);
+        assert!(breaker.answered());
+        assert_eq!(breaker.gate.admits(then), Admission::Yes);
     }
 }

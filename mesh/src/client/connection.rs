@@ -7,17 +7,18 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 
-use crate::identity::{Identity, Material, SpiffeId, peer_id};
+use crate::identity::{Identity, SpiffeId, peer_id};
 
 /// How long connecting and the handshake may take together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a silent connection is asked for a sign of life, so that a peer
-/// that vanished without a word is noticed.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// that vanished without a word is noticed while calls wait for it.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
 /// How long the sign of life may take.
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much of an answer may be on its way unread, a stream and in all.
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
@@ -25,10 +26,17 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// An open connection, as the peer it was made to.
 pub(super) struct Connection {
     pub(super) send: http2::SendRequest<Body>,
-    /// The leaf and roots it was made with.
-    pub(super) material: Arc<Material>,
     /// Who answered, from its certificate.
-    pub(super) peer: Peer,
+    pub(super) peer: Arc<Peer>,
+    /// Cancelled when it takes no more requests.
+    pub(super) closed: CancellationToken,
+}
+
+impl Connection {
+    /// Whether it takes requests.
+    pub(super) fn is_open(&self) -> bool {
+        !self.send.is_closed()
+    }
 }
 
 /// Who is at the other end of a connection.
@@ -60,7 +68,6 @@ pub(super) async fn connect(
     service: &str,
     address: SocketAddr,
 ) -> Result<Connection, std::io::Error> {
-    let material = identity.current();
     let tls = TlsConnector::from(identity.client_config(service));
     let handshakes = async {
         let stream = TcpStream::connect(address).await?;
@@ -79,13 +86,20 @@ pub(super) async fn connect(
             .handshake(TokioIo::new(stream))
             .await
             .map_err(std::io::Error::other)?;
-        // It ends with its last sender, or when the peer closes; whoever sends
-        // then learns of it there.
-        tokio::spawn(connection);
-        Ok::<_, std::io::Error>((send, peer))
+        let closed = CancellationToken::new();
+        let guard = closed.clone().drop_guard();
+        // It ends with its last sender, or when the peer closes or says that it
+        // is going to; what is in flight then has a task of hyper's own.
+        tokio::spawn(async move {
+            let _guard = guard;
+            if let Err(why) = connection.await {
+                tracing::debug!(%address, %why, "a connection ended");
+            }
+        });
+        Ok::<_, std::io::Error>((send, Arc::new(peer), closed))
     };
-    let (send, peer) = tokio::time::timeout(CONNECT_TIMEOUT, handshakes)
+    let (send, peer, closed) = tokio::time::timeout(CONNECT_TIMEOUT, handshakes)
         .await
         .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
-    Ok(Connection { send, material, peer })
+    Ok(Connection { send, peer, closed })
 }

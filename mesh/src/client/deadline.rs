@@ -22,6 +22,7 @@ use tower::Service;
 use crate::{
     call::Call,
     descriptors,
+    intercept::code_so_far,
     policy::Policy,
     status::{Reason, status},
 };
@@ -32,6 +33,10 @@ pub(crate) const TIMEOUT_HEADER: &str = "grpc-timeout";
 const DEFAULT: Duration = Duration::from_secs(10);
 /// The longest time the header can be given here; it takes 8 digits.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// Until when the answer is of use; with the request, for the tries.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct By(pub(super) Instant);
 
 /// The service of the layer: gives each call the earliest of its own timeout,
 /// the deadline of the call being answered, and its route's timeout.
@@ -48,7 +53,7 @@ impl<S> Deadline<S> {
 
     fn timeout(&self, request: &Request<Body>) -> Option<Duration> {
         let path = request.uri().path();
-        let route = self.policy.borrow().routes.get(path).and_then(|route| route.timeout);
+        let route = self.policy.borrow().routes.of(path).timeout;
         let streams = descriptors::method(path).is_none_or(|method| method.streaming);
         let own = parse(request.headers()).or(route).or((!streams).then_some(DEFAULT));
         let inherited =
@@ -77,12 +82,16 @@ where
         let Some(timeout) = self.timeout(&request) else {
             return Box::pin(self.inner.call(request));
         };
-        request.headers_mut().insert(TIMEOUT_HEADER, format(timeout));
         let deadline = Instant::now() + timeout;
+        request.extensions_mut().insert(By(deadline));
         let response = self.inner.call(request);
         Box::pin(async move {
             match tokio::time::timeout_at(deadline, response).await {
-                Ok(response) => Ok(response?.map(|body| until(body, deadline))),
+                Ok(response) => {
+                    let response = response?;
+                    let whole = code_so_far(&response).is_some();
+                    Ok(if whole { response } else { response.map(|body| until(body, deadline)) })
+                }
                 Err(_) => Err(over()),
             }
         })
@@ -154,7 +163,8 @@ pub(crate) fn parse(headers: &HeaderMap) -> Option<Duration> {
     })
 }
 
-fn format(timeout: Duration) -> HeaderValue {
+/// Writes `grpc-timeout`, in whole milliseconds that are over sooner.
+pub(super) fn format(timeout: Duration) -> HeaderValue {
     let millis = timeout.min(LONGEST).as_millis().max(1);
     HeaderValue::try_from(format!("{millis}m")).expect("digits and a letter are a header's value")
 }

@@ -1,148 +1,272 @@
-//! One instance as the client sees it: its connection, what is in flight, and
-//! whether it answers.
+//! One instance as the client sees it: its connection, its load, and whether it
+//! is to be called.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
-};
+use std::{error::Error as _, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwapOption;
 use http::{Request, Response};
-use tokio::sync::Mutex;
+use hyper::body::Incoming;
+use tokio::{sync::Notify, time::Instant};
 use tonic::{Code, body::Body};
 
 use super::{
-    breaker::Breaker,
-    connection::{self, Connection, Peer},
+    breaker::TELLING_TIMEOUT,
+    connection::Connection,
+    ejection::{Crowd, Ejection},
+    gate::Admission,
+    link::Link,
+    load::{Load, PENALTY},
+    metrics::Metrics,
+    picker::Candidate,
 };
-use crate::{
-    identity::Identity,
-    intercept::Ended,
-    registry::Instance,
-    status::{Reason, status},
-};
+use crate::{identity::Identity, registry::Instance};
 
-/// An instance, connected when first needed.
+/// How long a newcomer takes to get its full share, so that caches and pools
+/// fill before the calls come; and the share it begins with.
+///
+/// Source: Envoy's slow start, linear, with its least weight of 10 %.
+const SLOW_START: Duration = Duration::from_secs(10);
+const FIRST_SHARE: f64 = 0.1;
+
+/// An instance of a service.
 pub(super) struct Endpoint {
     pub(super) instance: Instance,
-    identity: Identity,
-    connection: ArcSwapOption<Connection>,
-    connecting: Mutex<()>,
-    in_flight: AtomicU32,
-    breaker: Breaker,
+    pub(super) link: Link,
+    pub(super) load: Load,
+    pub(super) ejection: Ejection,
+    metrics: Arc<Metrics>,
+    weight: f64,
+    /// When it came, if others were there before it.
+    newcomer_since: Option<Instant>,
 }
 
-/// A call that failed before an answer came.
+/// What the endpoints of one service share.
+#[derive(Clone)]
+pub(super) struct Neighbourhood {
+    pub(super) identity: Identity,
+    pub(super) crowd: Arc<Crowd>,
+    /// Told when a connection opens, or can't be.
+    pub(super) changed: Arc<Notify>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// A call that wasn't answered.
 pub(super) struct Failed {
-    pub(super) status: tonic::Status,
+    pub(super) why: hyper::Error,
+    /// Whether the instance can't have begun to answer.
+    pub(super) unprocessed: bool,
     /// The request, where not a byte of it was sent.
     pub(super) unsent: Option<Request<Body>>,
 }
 
 impl Endpoint {
-    pub(super) fn new(instance: Instance, identity: Identity) -> Self {
+    /// The endpoint for `instance`, with `latency` assumed for it at first.
+    pub(super) fn new(
+        instance: Instance,
+        neighbourhood: &Neighbourhood,
+        latency: Duration,
+        newcomer: bool,
+    ) -> Self {
+        let Neighbourhood { identity, crowd, changed, metrics } = neighbourhood.clone();
+        let now = Instant::now();
         Self {
+            link: Link::keep(instance.clone(), identity, changed),
+            load: Load::new(now, latency),
+            ejection: Ejection::new(crowd, now),
+            metrics,
+            weight: f64::from(instance.weight.get()),
+            newcomer_since: newcomer.then_some(now),
             instance,
-            identity,
-            connection: ArcSwapOption::empty(),
-            connecting: Mutex::new(()),
-            in_flight: AtomicU32::new(0),
-            breaker: Breaker::new(),
         }
     }
 
-    /// How many calls it has in flight.
-    pub(super) fn load(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+    /// Its share of the calls at `now`.
+    fn weight(&self, now: Instant) -> f64 {
+        let Some(since) = self.newcomer_since else { return self.weight };
+        let age = now.saturating_duration_since(since).as_secs_f64() / SLOW_START.as_secs_f64();
+        self.weight * age.clamp(FIRST_SHARE, 1.0)
     }
 
-    /// Whether calls are kept away from it.
-    pub(super) fn is_closed_off(&self) -> bool {
-        !self.instance.healthy || !self.breaker.is_closed()
-    }
-
-    /// Whether the picker may choose it; see [`Breaker::admits`].
-    pub(super) fn admits(&self) -> bool {
-        self.instance.healthy && self.breaker.admits()
-    }
-
-    /// Sends `request` here.
+    /// Sends `request` over `connection`, one of this endpoint's. The answer's
+    /// body is still to come; `flight` ends with it.
+    ///
+    /// # Errors
+    /// When no answer comes.
     pub(super) async fn send(
-        self: Arc<Self>,
         request: Request<Body>,
-    ) -> Result<(Response<Body>, Peer), Failed> {
-        let connection = match self.connected().await {
-            Ok(connection) => connection,
-            Err(why) => {
-                self.breaker.unreachable();
-                let Instance { service, address, .. } = &self.instance;
-                let status = status(Reason::NoInstance, format!("{service} at {address}: {why}"));
-                return Err(Failed { status, unsent: Some(request) });
+        connection: &Connection,
+        flight: &mut Flight,
+    ) -> Result<Response<Incoming>, Failed> {
+        connection.send.clone().try_send_request(request).await.map_err(|mut why| {
+            let unsent = why.take_message();
+            let why = why.into_error();
+            let unprocessed = unsent.is_some() || is_unprocessed(&why);
+            if unprocessed {
+                flight.end(Outcome::Nothing);
+            } else {
+                flight.end(Outcome::Lost);
             }
-        };
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let endpoint = self.clone();
-        let mut ended = Ended::new(move |code| endpoint.ended(code));
-        match connection.send.clone().try_send_request(request).await {
-            Ok(response) => Ok((ended.watch(response), connection.peer.clone())),
-            Err(mut why) => {
-                ended.tell(Code::Unavailable);
-                let Instance { service, address, .. } = &self.instance;
-                let message = format!("{service} at {address}: {}", why.error());
-                Err(Failed {
-                    status: status(Reason::NoInstance, message),
-                    unsent: why.take_message(),
-                })
+            Failed { why, unprocessed, unsent }
+        })
+    }
+
+    fn observe(&self, outcome: Outcome, now: Instant, took: Duration) {
+        match outcome {
+            Outcome::Code(code) => {
+                let slow = took.max(PENALTY);
+                match code {
+                    Code::Unavailable | Code::Internal | Code::Unknown | Code::DataLoss => {
+                        self.load.observe(now, slow);
+                        self.failed(now);
+                    }
+                    // Its caller's deadline; whether the instance is to blame
+                    // depends on how long that was.
+                    Code::DeadlineExceeded if took >= TELLING_TIMEOUT => {
+                        self.load.observe(now, slow);
+                        self.failed(now);
+                    }
+                    Code::ResourceExhausted => {
+                        self.load.observe(now, slow);
+                        self.ejection.answered();
+                    }
+                    _ => {
+                        self.load.observe(now, took);
+                        self.ejection.answered();
+                    }
+                }
             }
+            Outcome::Lost => {
+                self.load.observe(now, took.max(PENALTY));
+                self.failed(now);
+            }
+            // That long it took at least.
+            Outcome::Abandoned => {
+                if took > self.load.latency(now) {
+                    self.load.observe(now, took);
+                }
+            }
+            Outcome::TimedOut => {
+                if took >= TELLING_TIMEOUT {
+                    self.load.observe(now, took.max(PENALTY));
+                    self.failed(now);
+                }
+            }
+            Outcome::Nothing => {}
         }
     }
 
-    fn ended(&self, code: Code) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        match code {
-            Code::Unavailable | Code::DeadlineExceeded => self.breaker.failed(),
-            // The caller went away: that says nothing of the instance.
-            Code::Cancelled => {}
-            _ => self.breaker.succeeded(),
+    fn failed(&self, now: Instant) {
+        if self.ejection.failed(now) {
+            self.ejected("failures");
         }
     }
 
-    /// The open connection, or a new one; who comes while one is being made
-    /// waits for that one.
-    async fn connected(&self) -> Result<Arc<Connection>, std::io::Error> {
-        if let Some(connection) = self.open() {
-            return Ok(connection);
+    /// Says that it is ejected.
+    pub(super) fn ejected(&self, cause: &'static str) {
+        let Instance { service, id, address, .. } = &self.instance;
+        tracing::warn!(service, id, %address, cause, "instance ejected");
+        self.metrics.ejection(service, cause);
+    }
+}
+
+/// Whether the instance said that it never began to answer.
+///
+/// Source: RFC 9113, 8.7: `REFUSED_STREAM`, and streams above the last one that
+/// a GOAWAY names. h2 gives the latter's error to those streams only.
+fn is_unprocessed(why: &hyper::Error) -> bool {
+    let mut source = why.source();
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            let going = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+            return error.is_remote() && (refused || going);
         }
-        let _one_at_a_time = self.connecting.lock().await;
-        if let Some(connection) = self.open() {
-            return Ok(connection);
-        }
-        self.connect().await
+        source = error.source();
+    }
+    false
+}
+
+/// How a call at one instance ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It was answered with this code.
+    Code(Code),
+    /// The connection ended before the answer.
+    Lost,
+    /// Nobody waits for it any more.
+    Abandoned,
+    /// It took longer than it was given.
+    TimedOut,
+    /// It never reached the instance.
+    Nothing,
+}
+
+/// A call in flight at an endpoint; it ends when told, or abandoned when
+/// dropped.
+pub(super) struct Flight {
+    endpoint: Arc<Endpoint>,
+    started: Instant,
+    deadline: Option<Instant>,
+    /// How long the answer's beginning took, where its end says nothing of the
+    /// instance's speed.
+    began_after: Option<Duration>,
+    ended: bool,
+}
+
+impl Flight {
+    /// A call to `endpoint` begins; who drops it after `deadline` does so
+    /// because of the deadline.
+    pub(super) fn begin(endpoint: Arc<Endpoint>, deadline: Option<Instant>) -> Self {
+        endpoint.load.begin();
+        Self { endpoint, started: Instant::now(), deadline, began_after: None, ended: false }
     }
 
-    fn open(&self) -> Option<Arc<Connection>> {
-        self.connection.load_full().filter(|connection| !connection.send.is_closed())
+    /// A stream's answer begins: that is what counts as its latency.
+    pub(super) fn answered(&mut self) {
+        self.began_after = Some(self.started.elapsed());
     }
 
-    async fn connect(&self) -> Result<Arc<Connection>, std::io::Error> {
-        let Instance { service, address, .. } = &self.instance;
-        let connection =
-            connection::connect(&self.identity, service, *address).await.inspect_err(|why| {
-                tracing::warn!(service, %address, %why, me = %self.identity.id(), "can't connect");
-            })?;
-        let connection = Arc::new(connection);
-        self.connection.store(Some(connection.clone()));
-        Ok(connection)
-    }
-
-    /// Replaces a connection that was made with another leaf or other roots.
-    /// What is in flight on the old one ends there.
-    pub(super) async fn renew(&self) {
-        let _one_at_a_time = self.connecting.lock().await;
-        let current = self.identity.current();
-        if self.open().is_some_and(|open| !Arc::ptr_eq(&open.material, &current)) {
-            // Its reason is logged; the next call tries again.
-            let _ = self.connect().await;
+    /// It ended so.
+    pub(super) fn end(&mut self, outcome: Outcome) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.endpoint.load.end();
+            let now = Instant::now();
+            let took = self.began_after.unwrap_or(now - self.started);
+            self.endpoint.observe(outcome, now, took);
         }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let late = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        self.end(if late { Outcome::TimedOut } else { Outcome::Abandoned });
+    }
+}
+
+/// An endpoint at one moment, for the picker.
+pub(super) struct At<'a> {
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) now: Instant,
+    /// So many are out that the reasons are doubted.
+    pub(super) panic: bool,
+}
+
+impl Candidate for At<'_> {
+    fn admission(&self) -> Admission {
+        let Endpoint { instance, link, ejection, .. } = self.endpoint;
+        if !link.is_open() {
+            return Admission::No;
+        }
+        if !instance.healthy && !self.panic {
+            return Admission::No;
+        }
+        match ejection.admits(self.now) {
+            Admission::No if self.panic => Admission::Yes,
+            admission => admission,
+        }
+    }
+
+    fn cost(&self) -> f64 {
+        self.endpoint.load.cost(self.now, self.endpoint.weight(self.now))
     }
 }

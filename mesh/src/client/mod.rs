@@ -1,15 +1,26 @@
-//! The one outbound stack: trace, deadline, retry, pick, connect.
+//! The one outbound stack: trace, breaker, deadline, retry, pick, connect.
 //!
 //! A [`Channel`] is all a generated client needs:
 //! `HookReceiverClient::new(client.channel("hook-receiver").await?)`.
 
 mod balance;
 mod breaker;
+mod budget;
 mod connection;
 pub(crate) mod deadline;
+mod ejection;
 mod endpoint;
+mod gate;
+mod link;
+mod load;
+mod metrics;
+mod picker;
 mod retry;
+#[cfg(test)]
+mod tests;
 pub(crate) mod trace;
+mod upstream;
+mod whole;
 
 use std::{
     collections::HashMap,
@@ -23,8 +34,20 @@ use tokio::sync::{Mutex, watch};
 use tonic::{Status, body::Body};
 use tower::{Service, ServiceBuilder, layer::layer_fn, util::BoxCloneSyncService};
 
-pub use self::connection::Peer;
-use self::{balance::Balance, deadline::Deadline, retry::Retry, trace::Trace};
+use self::{
+    balance::Balance,
+    breaker::{Break, Breakers},
+    budget::Budget,
+    deadline::Deadline,
+    metrics::Metrics,
+    retry::{Retry, To},
+    trace::Trace,
+};
+pub use self::{
+    breaker::BreakerState,
+    connection::Peer,
+    upstream::{InstanceState, Upstream, UpstreamInstance},
+};
 use crate::{
     Error,
     identity::Identity,
@@ -40,6 +63,7 @@ pub struct Client {
     registry: Arc<dyn Registry>,
     policy: watch::Receiver<Arc<Policy>>,
     interceptors: Interceptors,
+    metrics: Arc<Metrics>,
     channels: Arc<Mutex<HashMap<String, Channel>>>,
 }
 
@@ -51,7 +75,14 @@ impl Client {
         policy: watch::Receiver<Arc<Policy>>,
         interceptors: Interceptors,
     ) -> Self {
-        Self { identity, registry, policy, interceptors, channels: Arc::default() }
+        Self {
+            identity,
+            registry,
+            policy,
+            interceptors,
+            metrics: Arc::new(Metrics::new()),
+            channels: Arc::default(),
+        }
     }
 
     /// The channel to `service`; the same one each time it is asked for.
@@ -65,16 +96,32 @@ impl Client {
             return Ok(channel.clone());
         }
         let snapshots = self.registry.watch(service).await?;
-        let balance = Balance::follow(service.into(), self.identity.clone(), snapshots);
-        let channel = Channel { stack: self.stack(service, balance) };
+        let (identity, metrics) = (self.identity.clone(), self.metrics.clone());
+        let balance = Balance::follow(service.into(), identity, snapshots, metrics.clone());
+        let to = Arc::new(To { balance, budget: Budget::new(), metrics });
+        let breakers = Arc::new(Breakers::new());
+        let stack = self.stack(service, to.clone(), breakers.clone());
+        let channel = Channel { stack, to, breakers };
         channels.insert(service.to_owned(), channel.clone());
         Ok(channel)
     }
 
-    fn stack(&self, service: &str, balance: Arc<Balance>) -> Stack {
+    /// How the services that were asked for look from here.
+    pub async fn upstreams(&self) -> Vec<Upstream> {
+        let channels = self.channels.lock().await;
+        let caller = self.identity.id();
+        let of = |channel: &Channel| Upstream::of(caller.name(), &channel.to, &channel.breakers);
+        let mut upstreams: Vec<_> = channels.values().map(of).collect();
+        upstreams.sort_by(|a, b| a.service.cmp(&b.service));
+        upstreams
+    }
+
+    fn stack(&self, service: &str, to: Arc<To>, breakers: Arc<Breakers>) -> Stack {
         let me = self.identity.id();
         let (name, service): (Arc<str>, Arc<str>) = (me.name().into(), service.into());
         let (policy, interceptors) = (self.policy.clone(), self.interceptors.clone());
+        let (called, for_break, for_retry) = (service.clone(), policy.clone(), policy.clone());
+        let metrics = self.metrics.clone();
         let stack = ServiceBuilder::new()
             // Outermost: interceptors see the call as its caller does.
             .layer(layer_fn(move |inner| {
@@ -82,10 +129,15 @@ impl Client {
             }))
             // Outside of deadline and tries, so that one span covers them.
             .layer(layer_fn(move |inner| Trace::new(inner, name.clone())))
+            // Outside of the deadline: what comes too late is a failure to it.
+            .layer(layer_fn(move |inner| {
+                let (called, policy) = (called.clone(), for_break.clone());
+                Break::new(inner, called, breakers.clone(), policy, metrics.clone())
+            }))
             // Outside of the tries: together they have what one call has.
             .layer(layer_fn(move |inner| Deadline::new(inner, policy.clone())))
             // Innermost: each try picks anew.
-            .service(Retry::new(balance));
+            .service(Retry::new(to, for_retry));
         BoxCloneSyncService::new(stack)
     }
 }
@@ -97,6 +149,8 @@ type Stack = BoxCloneSyncService<Request<Body>, Response<Body>, Status>;
 #[derive(Clone)]
 pub struct Channel {
     stack: Stack,
+    to: Arc<To>,
+    breakers: Arc<Breakers>,
 }
 
 impl Service<Request<Body>> for Channel {

@@ -1,30 +1,55 @@
-//! Tries again what was never sent, on another instance.
+//! Picks an instance, sends, and tries again where that is safe: what was never
+//! sent, and what may be asked twice.
 
 use std::{
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
-use http::{Request, Response, Uri, uri::PathAndQuery};
-use tonic::{Status, body::Body};
+use http::{Request, Response, Uri, request::Parts, uri::PathAndQuery};
+use tokio::{sync::watch, time::Instant};
+use tonic::{Code, Status, body::Body};
 use tower::Service;
 
-use super::{balance::Balance, endpoint::Failed};
+use super::{
+    balance::Balance,
+    budget::Budget,
+    connection::Connection,
+    deadline::{By, TIMEOUT_HEADER},
+    endpoint::{Endpoint, Failed, Flight, Outcome},
+    link::jittered,
+    metrics::{Cause, Metrics},
+    whole::Whole,
+};
+use crate::{
+    descriptors,
+    intercept::{Ended, Finished, code_of, code_so_far},
+    policy::{Policy, Route},
+    status::{Reason, reason, retry_after, status},
+};
 
-/// How many instances one call tries at most.
-const TRIES: usize = 3;
+/// The longest pause between two tries.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 
-/// The innermost service of the stack: picks, sends, and picks again where an
-/// instance couldn't be reached at all. The caller's deadline bounds it.
+/// The innermost service of the stack.
 #[derive(Clone)]
 pub(super) struct Retry {
-    balance: Arc<Balance>,
+    to: Arc<To>,
+    policy: watch::Receiver<Arc<Policy>>,
+}
+
+/// What all calls to one service share.
+pub(super) struct To {
+    pub(super) balance: Balance,
+    pub(super) budget: Budget,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 impl Retry {
-    pub(super) fn new(balance: Arc<Balance>) -> Self {
-        Self { balance }
+    pub(super) fn new(to: Arc<To>, policy: watch::Receiver<Arc<Policy>>) -> Self {
+        Self { to, policy }
     }
 }
 
@@ -38,25 +63,218 @@ impl Service<Request<Body>> for Retry {
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let path = request.uri().path();
+        let method = descriptors::method(path);
+        let call = Call {
+            to: self.to.clone(),
+            method: descriptors::label(path),
+            idempotent: method.is_some_and(|method| method.idempotent),
+            route: self.policy.borrow().routes.of(path),
+            deadline: request.extensions().get().map(|By(deadline)| *deadline),
+            tried: Vec::new(),
+        };
         *request.uri_mut() = absolute(request.uri());
-        let balance = self.balance.clone();
-        Box::pin(async move {
-            let mut tries = 1;
-            loop {
-                match balance.send(request).await {
-                    Ok((mut response, peer)) => {
-                        response.extensions_mut().insert(peer);
-                        return Ok(response);
+        call.to.budget.deposit();
+        match method {
+            Some(method) if !method.streaming => Box::pin(call.unary(request)),
+            // The stream is its caller's: nobody can send it again.
+            _ => Box::pin(call.stream(request)),
+        }
+    }
+}
+
+/// One call with its tries.
+struct Call {
+    to: Arc<To>,
+    method: &'static str,
+    idempotent: bool,
+    route: Route,
+    deadline: Option<Instant>,
+    tried: Vec<Arc<Endpoint>>,
+}
+
+/// A try that didn't do.
+struct Missed {
+    status: Status,
+    cause: Cause,
+    /// Whether the instance can't have begun to answer.
+    unprocessed: bool,
+}
+
+impl Call {
+    /// A call whose request and answer are one message each: both are held
+    /// whole, so that the request can be sent again, and an answer that breaks
+    /// off counts as none.
+    async fn unary(mut self, request: Request<Body>) -> Result<Response<Body>, Status> {
+        let (head, body) = request.into_parts();
+        let body = Whole::read(body)
+            .await
+            .map_err(|why| status(Reason::InvalidRequest, format!("the request: {why}")))?;
+        loop {
+            let (endpoint, connection) = self.to.balance.pick(&self.tried).await?;
+            let answer = self.one_try(&endpoint, &connection, &head, &body).await;
+            self.tried.push(endpoint);
+            match answer {
+                Ok(response) => match self.turned_away(&response) {
+                    Some(missed) if self.again(&missed).await => {}
+                    _ => return Ok(response),
+                },
+                Err(missed) if self.again(&missed).await => {}
+                Err(missed) => return Err(missed.status),
+            }
+        }
+    }
+
+    async fn one_try(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        connection: &Arc<Connection>,
+        head: &Parts,
+        body: &Whole,
+    ) -> Result<Response<Body>, Missed> {
+        let limit = self.route.try_timeout.map(|limit| Instant::now() + limit);
+        let deadline = [self.deadline, limit].into_iter().flatten().min();
+        let mut request = Request::new(Body::new(body.clone()));
+        *request.method_mut() = head.method.clone();
+        *request.uri_mut() = head.uri.clone();
+        *request.version_mut() = head.version;
+        *request.headers_mut() = head.headers.clone();
+        self.tell_timeout(&mut request, deadline);
+        let mut flight = Flight::begin(endpoint.clone(), deadline);
+        let exchange = async {
+            let sent = Endpoint::send(request, connection, &mut flight).await;
+            let response = sent.map_err(|failed| missed(endpoint, &failed))?;
+            let code = code_so_far(&response);
+            let (mut head, body) = response.into_parts();
+            let broken = |flight: &mut Flight, why: &str| {
+                flight.end(Outcome::Lost);
+                let message = format!("{}: the answer broke off: {why}", name(endpoint));
+                let status = status(Reason::NoInstance, message);
+                Missed { status, cause: Cause::Lost, unprocessed: false }
+            };
+            let whole = Whole::read(body).await;
+            let whole = whole.map_err(|why| broken(&mut flight, &why.to_string()))?;
+            let code = code.or_else(|| whole.trailers().map(code_of));
+            let code = code.ok_or_else(|| broken(&mut flight, "it has no status"))?;
+            flight.end(Outcome::Code(code));
+            head.extensions.insert(Finished(code));
+            head.extensions.insert(connection.peer.clone());
+            Ok(Response::from_parts(head, Body::new(whole)))
+        };
+        let Some(limit) = limit else { return exchange.await };
+        match tokio::time::timeout_at(limit, exchange).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let message = format!("{}: no answer within the try's time", name(endpoint));
+                let status = status(Reason::DeadlineExceeded, message);
+                Err(Missed { status, cause: Cause::TryTimeout, unprocessed: false })
+            }
+        }
+    }
+
+    /// A call with a stream. Until its request is on the way it can go elsewhere.
+    async fn stream(mut self, mut request: Request<Body>) -> Result<Response<Body>, Status> {
+        self.tell_timeout(&mut request, self.deadline);
+        loop {
+            let (endpoint, connection) = self.to.balance.pick(&self.tried).await?;
+            let mut flight = Flight::begin(endpoint.clone(), self.deadline);
+            match Endpoint::send(request, &connection, &mut flight).await {
+                Ok(response) => {
+                    flight.answered();
+                    let ended = Ended::new(move |code| match code {
+                        Code::Cancelled => drop(flight),
+                        code => flight.end(Outcome::Code(code)),
+                    });
+                    let mut response = ended.watch(response);
+                    response.extensions_mut().insert(connection.peer.clone());
+                    return Ok(response);
+                }
+                Err(mut failed) => {
+                    let missed = missed(&endpoint, &failed);
+                    let Some(unsent) = failed.unsent.take() else { return Err(missed.status) };
+                    self.tried.push(endpoint);
+                    if !self.again(&missed).await {
+                        return Err(missed.status);
                     }
-                    Err(Failed { unsent: Some(unsent), .. }) if tries < TRIES => {
-                        request = unsent;
-                        tries += 1;
-                    }
-                    Err(Failed { status, .. }) => return Err(status),
+                    request = unsent;
+                    self.tell_timeout(&mut request, self.deadline);
                 }
             }
-        })
+        }
     }
+
+    /// What an answer says that asks to try again; `None` of one that is to be
+    /// handed on.
+    fn turned_away(&self, response: &Response<Body>) -> Option<Missed> {
+        if !self.idempotent {
+            return None;
+        }
+        let code = code_so_far(response);
+        if !matches!(code, Some(Code::Unavailable | Code::ResourceExhausted)) {
+            return None;
+        }
+        let status = Status::from_header_map(response.headers())?;
+        // A full outbox is not emptied by asking again; another instance may
+        // have room where one is overloaded.
+        let again = status.code() == Code::Unavailable || reason(&status) == Reason::Overloaded;
+        again.then_some(Missed { status, cause: Cause::Answered, unprocessed: false })
+    }
+
+    /// Waits until it is time for another try; whether there is to be one.
+    async fn again(&self, missed: &Missed) -> bool {
+        if !(missed.unprocessed || self.idempotent) || self.tried.len() >= self.route.tries.into() {
+            return false;
+        }
+        let wait = self.backoff(missed);
+        if self.deadline.is_some_and(|deadline| Instant::now() + wait >= deadline) {
+            return false;
+        }
+        let paid = self.to.budget.withdraw();
+        self.to.metrics.retry(self.to.balance.service(), self.method, missed.cause, paid);
+        if paid && !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        paid
+    }
+
+    fn backoff(&self, missed: &Missed) -> Duration {
+        // Nothing was asked of that instance, so another one can be at once.
+        if missed.unprocessed && self.tried.len() == 1 {
+            return Duration::ZERO;
+        }
+        let doublings = u32::try_from(self.tried.len()).unwrap_or(u32::MAX).saturating_sub(1);
+        let backoff = self.route.backoff.saturating_mul(2_u32.saturating_pow(doublings));
+        let backoff = jittered(backoff.min(LONGEST_BACKOFF));
+        match (missed.cause, retry_after(&missed.status)) {
+            (Cause::Answered, Some(asked)) => asked.max(backoff),
+            _ => backoff,
+        }
+    }
+
+    /// Tells the instance how long its answer will be of use.
+    fn tell_timeout(&self, request: &mut Request<Body>, deadline: Option<Instant>) {
+        if let Some(deadline) = deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            request.headers_mut().insert(TIMEOUT_HEADER, super::deadline::format(left));
+        }
+    }
+}
+
+fn missed(endpoint: &Endpoint, failed: &Failed) -> Missed {
+    // hyper says that it failed, and its sources why.
+    let mut message = format!("{}: {}", name(endpoint), failed.why);
+    let mut source = std::error::Error::source(&failed.why);
+    while let Some(why) = source {
+        message.push_str(&format!(": {why}"));
+        source = why.source();
+    }
+    let status = status(Reason::NoInstance, message);
+    let cause = if failed.unprocessed { Cause::Unsent } else { Cause::Lost };
+    Missed { status, cause, unprocessed: failed.unprocessed }
+}
+
+fn name(endpoint: &Endpoint) -> String {
+    format!("{} at {}", endpoint.instance.service, endpoint.instance.address)
 }
 
 /// HTTP/2 wants scheme and authority; neither says anything here, for who is

@@ -76,6 +76,12 @@ impl Identity {
         self.material.borrow().id.clone()
     }
 
+    /// Takes the leaf and roots of this moment for known: only what comes after
+    /// them is a change.
+    pub fn seen(&mut self) {
+        self.material.mark_unchanged();
+    }
+
     /// Waits until leaf or roots change; never returns when they can't any more.
     pub async fn changed(&mut self) {
         if self.material.changed().await.is_err() {

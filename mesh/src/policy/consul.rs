@@ -16,12 +16,12 @@ mod compile;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use consulrs::api::kv::requests::ReadKeyRequest;
 use tokio::sync::watch;
 
-use super::{Action, Intention, Intentions, Policy, Route};
+use super::{Action, Intention, Intentions, Policy, Routes};
 use crate::{
     Error,
     config::Config,
@@ -53,7 +53,7 @@ pub async fn watch_consul(
         file: (config.intentions.clone(), config.routes.clone()),
         declared: declared.to_vec(),
         intentions: None,
-        routes: BTreeMap::new(),
+        routes: Routes::default(),
     };
     let (all, text) = tokio::join!(
         tokio::time::timeout(FIRST_POLICY, intentions.next()),
@@ -83,16 +83,15 @@ pub async fn watch_consul(
 /// What counts, from the lowest to the highest.
 struct Layered {
     declared: Vec<(String, String)>,
-    file: (Vec<Intention>, BTreeMap<String, Route>),
+    file: (Vec<Intention>, Routes),
     /// `None` until Consul has told them.
     intentions: Option<Vec<Intention>>,
-    routes: BTreeMap<String, Route>,
+    routes: Routes,
 }
 
 impl Layered {
     fn compile(&self) -> Policy {
-        let mut routes = self.file.1.clone();
-        routes.extend(self.routes.clone());
+        let routes = self.file.1.overlaid(&self.routes);
         let intentions = match &self.intentions {
             Some(consul) => {
                 // Of two for one pair the later one counts.
@@ -118,7 +117,7 @@ impl Layered {
 #[serde(deny_unknown_fields)]
 struct Document {
     #[serde(default)]
-    routes: BTreeMap<String, Route>,
+    routes: Routes,
 }
 
 fn deny_all() -> Intention {

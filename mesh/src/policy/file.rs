@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::{Intention, Intentions, Policy, Route};
+use super::{Intention, Intentions, Policy, Routes};
 use crate::{Error, config::Config, files};
 
 /// The part of `omni.toml` that can change while the process runs.
@@ -13,7 +13,7 @@ struct Live {
     #[serde(default)]
     intentions: Vec<Intention>,
     #[serde(default)]
-    routes: std::collections::BTreeMap<String, Route>,
+    routes: Routes,
 }
 
 /// Watches `[[intentions]]` and `[routes]` of the file that `config` was

@@ -8,16 +8,17 @@
 mod consul;
 mod file;
 mod intentions;
+mod routes;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use serde::Deserialize;
 use tokio::sync::watch;
 
 pub use self::{
     consul::watch_consul,
     file::watch_file,
     intentions::{Action, Decision, Intention, Intentions, PathMatch, Permission},
+    routes::{Route, Routes},
 };
 use crate::{Error, config::Config};
 
@@ -26,19 +27,8 @@ use crate::{Error, config::Config};
 pub struct Policy {
     /// Who may call whom.
     pub intentions: Intentions,
-    /// Settings by gRPC method path, such as
-    /// `/omnibridge.hooks.v1.HookReceiver/Receive`.
-    pub routes: BTreeMap<String, Route>,
-}
-
-/// Settings of one gRPC method.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Route {
-    /// How long a call may take where the caller set no deadline; 10 s unless
-    /// set.
-    #[serde(default, with = "humantime_serde::option")]
-    pub timeout: Option<Duration>,
+    /// How calls are made, by route.
+    pub routes: Routes,
 }
 
 /// The policy of this process, watched at its source: Consul where the

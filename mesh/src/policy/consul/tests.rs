@@ -111,7 +111,7 @@ async fn routes_come_from_the_key_and_a_bad_document_changes_nothing() {
     let agent = FakeConsul::start().await;
     let file = "[routes.\"/p.S/A\"]\ntimeout = \"1s\"\n[routes.\"/p.S/B\"]\ntimeout = \"1s\"";
     let mut watched = watch_consul(&config(&agent, file), &[]).await.unwrap();
-    let timeout = |policy: &Policy, path: &str| policy.routes.get(path).and_then(|r| r.timeout);
+    let timeout = |policy: &Policy, path: &str| policy.routes.of(path).timeout;
     assert_eq!(timeout(&watched.borrow(), "/p.S/A"), Some(Duration::from_secs(1)));
 
     agent.set_key(ROUTES, "[routes.\"/p.S/A\"]\ntimeout = \"2s\"");

@@ -1,0 +1,153 @@
+//! Keeps one connection to an instance open, so that no call waits for one
+//! while another instance is ready.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use rand::Rng as _;
+use tokio::{sync::Notify, time::Instant};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::connection::{self, Connection};
+use crate::{identity::Identity, registry::Instance};
+
+/// The pause after a failed try to connect: twice as long each time, up to the
+/// longest; a random part of it, so that clients don't come all at once.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long a connection must have held to be followed by another at once.
+const HELD: Duration = Duration::from_secs(1);
+
+/// A connection that is made anew whenever it ends, in a task that ends with
+/// the link.
+///
+/// ```text
+///               connected                 closed and used of late
+///   connecting ───────────▶ open ──────────────────────────────┐
+///     ▲  │ ▲                 │ closed and not used             │
+///     │  │ │                 ▼                                 │
+///     │  │ └──── wanted ── idle                                │
+///     │  └─▶ failed: a pause ─┐                                │
+///     └───────────────────────┴────────────────────────────────┘
+/// ```
+pub(super) struct Link {
+    shared: Arc<Shared>,
+    _keeper: AbortOnDropHandle<()>,
+}
+
+struct Shared {
+    connection: ArcSwapOption<Connection>,
+    /// Why the last try failed; `None` once one succeeded.
+    failure: Mutex<Option<String>>,
+    /// Whether a call went over the connection since it was opened.
+    used: AtomicBool,
+    idle: AtomicBool,
+    wanted: Notify,
+}
+
+impl Link {
+    /// Begins to connect to `instance`. Each time a connection opens or can't be
+    /// opened `changed` is told.
+    pub(super) fn keep(instance: Instance, identity: Identity, changed: Arc<Notify>) -> Self {
+        let shared = Arc::new(Shared {
+            connection: ArcSwapOption::empty(),
+            failure: Mutex::new(None),
+            used: AtomicBool::new(true),
+            idle: AtomicBool::new(false),
+            wanted: Notify::new(),
+        });
+        let keeper = keep(shared.clone(), instance, identity, changed);
+        Self { shared, _keeper: AbortOnDropHandle::new(tokio::spawn(keeper)) }
+    }
+
+    /// The connection, if there is an open one.
+    pub(super) fn connection(&self) -> Option<Arc<Connection>> {
+        let connection = self.shared.connection.load_full().filter(|c| c.is_open());
+        if connection.is_some() && !self.shared.used.load(Ordering::Relaxed) {
+            self.shared.used.store(true, Ordering::Relaxed);
+        }
+        connection
+    }
+
+    /// Whether there is an open connection. Where there is none because nobody
+    /// needed it, one is made.
+    pub(super) fn is_open(&self) -> bool {
+        let open = self.shared.connection.load().as_ref().is_some_and(|c| c.is_open());
+        if !open && self.shared.idle.load(Ordering::Relaxed) {
+            self.shared.wanted.notify_one();
+        }
+        open
+    }
+
+    /// Why there is no connection, if a try failed.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.shared.failure().clone()
+    }
+}
+
+impl Shared {
+    fn failure(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn keep(
+    shared: Arc<Shared>,
+    instance: Instance,
+    mut identity: Identity,
+    changed: Arc<Notify>,
+) {
+    let Instance { service, address, .. } = &instance;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        // What changes from here on is seen below.
+        identity.seen();
+        let connection = match connection::connect(&identity, service, *address).await {
+            Ok(connection) => Arc::new(connection),
+            Err(why) => {
+                // The first of a row: the others are the same.
+                if shared.failure().replace(why.to_string()).is_none() {
+                    tracing::warn!(service, %address, %why, me = %identity.id(), "can't connect");
+                }
+                changed.notify_waiters();
+                tokio::time::sleep(jittered(pause)).await;
+                pause = (2 * pause).min(LONGEST_PAUSE);
+                continue;
+            }
+        };
+        *shared.failure() = None;
+        shared.used.store(false, Ordering::Relaxed);
+        // What is in flight on one that this replaces ends there.
+        shared.connection.store(Some(connection.clone()));
+        changed.notify_waiters();
+        let opened = Instant::now();
+        tokio::select! {
+            () = connection.closed.cancelled() => {}
+            // Another leaf, or other roots: another connection, made with them.
+            () = identity.changed() => continue,
+        }
+        shared.connection.store(None);
+        if opened.elapsed() < HELD {
+            tokio::time::sleep(jittered(pause)).await;
+            pause = (2 * pause).min(LONGEST_PAUSE);
+        } else {
+            pause = FIRST_PAUSE;
+        }
+        if !shared.used.load(Ordering::Relaxed) {
+            shared.idle.store(true, Ordering::Relaxed);
+            shared.wanted.notified().await;
+            shared.idle.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Between half of `pause` and all of it.
+pub(super) fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.5..=1.0))
+}
