@@ -4,6 +4,7 @@
 mod admin;
 mod authorize;
 mod context;
+mod denials;
 mod listener;
 
 use std::{
@@ -14,13 +15,13 @@ use std::{
 
 use futures::future::BoxFuture;
 use http::{Request, Response};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tonic::{Status, body::Body, service::Routes};
 use tower::{Service, ServiceBuilder, ServiceExt, layer::layer_fn, util::BoxCloneSyncService};
 
 pub use self::{
     admin::{Admin, Readiness},
-    authorize::Denial,
+    denials::{Denial, Denials},
     listener::{Remote, Security, serve},
 };
 use self::{authorize::Authorize, context::Context};
@@ -33,13 +34,13 @@ use crate::{
 pub type App = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 /// The whole inbound stack of the service `me` around its `routes`. What is
-/// denied is told to `denials` as well.
+/// denied is counted in `denials`.
 pub fn stack(
     me: &str,
     routes: Routes,
     policy: watch::Receiver<Arc<Policy>>,
     interceptors: Interceptors,
-    denials: mpsc::Sender<Denial>,
+    denials: Denials,
 ) -> App {
     let me: Arc<str> = me.into();
     let (for_context, for_intercept) = (me.clone(), me.clone());
