@@ -40,7 +40,7 @@ const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// The CA under the data directory.
 pub struct DevAuthority {
     folder: PathBuf,
-    leaf_ttl: Duration,
+    pub(super) leaf_ttl: Duration,
 }
 
 /// A leaf with its key and the roots, in PEM, as `omni certs issue` writes it.

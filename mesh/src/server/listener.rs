@@ -182,18 +182,19 @@ impl Acceptor {
             }
             return;
         };
+        let trust = identity.trust();
         let handshake = tokio::time::timeout(self.handshake_timeout, tls.accept(stream));
         let refused = match handshake.await {
             Ok(Ok(stream)) => {
                 let certificates = stream.get_ref().1.peer_certificates();
-                let left = time_left(certificates);
+                let chain: Vec<_> =
+                    certificates.into_iter().flatten().map(|c| c.clone().into_owned()).collect();
                 match Peer::from_certificates(certificates) {
                     Some(peer) => {
-                        let end = end_of_life(identity.clone(), left);
                         let until = async {
                             tokio::select! {
                                 () = self.stop.cancelled() => {}
-                                () = end => {}
+                                () = trust.lost(chain) => {}
                             }
                         };
                         self.serve(stream, Remote { address, peer: Some(peer) }, app, until).await;
@@ -242,28 +243,4 @@ impl Acceptor {
             tracing::debug!(%address, %why, "connection ended");
         }
     }
-}
-
-/// How long the peer's leaf will be valid.
-fn time_left(certificates: Option<&[rustls_pki_types::CertificateDer<'_>]>) -> Duration {
-    certificates
-        .and_then(|certificates| x509_parser::parse_x509_certificate(certificates.first()?).ok())
-        .and_then(|(_, leaf)| leaf.validity().time_to_expiration())
-        .and_then(|left| Duration::try_from(left).ok())
-        .unwrap_or_default()
-}
-
-/// Waits until the peer's leaf expires, or the roots it was judged by change:
-/// then the connection has to prove itself anew.
-async fn end_of_life(mut identity: Identity, expires: Duration) {
-    let roots = identity.current().roots_pem.clone();
-    let changed = async {
-        loop {
-            identity.changed().await;
-            if identity.current().roots_pem != roots {
-                return;
-            }
-        }
-    };
-    let _ = tokio::time::timeout(expires, changed).await;
 }

@@ -59,6 +59,40 @@ async fn a_rotated_root_brings_a_new_leaf_and_refuses_nobody() {
     assert_accepted(&a, &authority.identity("c").await.unwrap()).await;
 }
 
+#[test]
+fn a_leaf_is_not_shown_before_its_root_is_trusted_and_new_roots_count_at_once() {
+    let mut ca = fake_consul::ConnectCa::new();
+    let leaf = |ca: &mut fake_consul::ConnectCa| -> Leaf {
+        let mut leaf: Leaf = serde_json::from_value(ca.leaf("a")).unwrap();
+        // Without the root that the one before it signed, as of a CA that
+        // can't cross-sign.
+        let end = "-----END CERTIFICATE-----\n";
+        leaf.chain.truncate(leaf.chain.find(end).unwrap() + end.len());
+        leaf
+    };
+    let roots = |ca: &fake_consul::ConnectCa| -> Roots {
+        serde_json::from_value(ca.describe_roots()).unwrap()
+    };
+    let (before, first) = (roots(&ca), leaf(&mut ca));
+    ca.rotate();
+    let (after, second) = (roots(&ca), leaf(&mut ca));
+
+    let mut shown = first.clone();
+    let serial = |leaf: &Leaf| make(leaf, &after).unwrap().serial;
+    let held = next(&mut shown, &second, &before).unwrap();
+    assert_eq!(held.serial, serial(&first));
+    let released = next(&mut shown, &second, &after).unwrap();
+    assert_eq!(released.serial, serial(&second));
+    assert!(shown == second);
+
+    // The root of the leaf in use is taken away before there is a new leaf.
+    let mut shown = first.clone();
+    let only_new = Roots { roots: after.roots[..1].to_vec() };
+    let cut_off = next(&mut shown, &first, &only_new).unwrap();
+    assert_eq!((cut_off.serial.clone(), cut_off.roots.len()), (serial(&first), 1));
+    assert!(!cut_off.is_vouched_for());
+}
+
 #[tokio::test]
 async fn the_leaf_stays_in_use_while_consul_is_down() {
     let mut agent = FakeConsul::start().await;
