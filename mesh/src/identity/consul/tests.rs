@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use fake_consul::FakeConsul;
 
 use super::*;
-use crate::identity::tests::connect;
+use crate::{fuzz::Change, identity::tests::connect};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -124,4 +124,35 @@ fn it_needs_a_consul_registry() {
     let config = Config::from_sources(None, HashMap::new(), &flags).unwrap();
     let error = crate::identity::authority(&config).err().unwrap().to_string();
     assert!(error.contains("registry = \"consul://host:port\""), "{error}");
+}
+
+#[test]
+fn any_answer_is_a_leaf_with_its_roots_or_an_error() {
+    let mut ca = fake_consul::ConnectCa::new();
+    let (leaf, roots) = (ca.leaf("a"), ca.describe_roots());
+    let read = |leaf: &[u8], roots: &[u8]| {
+        let leaf = serde_json::from_slice::<Leaf>(leaf);
+        let roots = serde_json::from_slice::<Roots>(roots);
+        if let (Ok(leaf), Ok(roots)) = (leaf, roots)
+            && let Ok(material) = make(&leaf, &roots)
+        {
+            assert!(!roots.is_empty() && !material.roots.is_empty());
+        }
+    };
+    bolero::check!().with_iterations(500).for_each(|bytes: &[u8]| read(bytes, bytes));
+    bolero::check!()
+        .with_iterations(300)
+        .with_type::<(Vec<Change>, Vec<Change>, Vec<(u16, u8)>)>()
+        .for_each(|(to_leaf, to_roots, to_pem)| {
+            let (mut leaf, mut roots) = (leaf.clone(), roots.clone());
+            let mut pem = leaf["CertPEM"].as_str().unwrap().as_bytes().to_vec();
+            for (place, byte) in to_pem {
+                let place = usize::from(*place) % pem.len();
+                pem[place] = byte & 0x7f;
+            }
+            leaf["CertPEM"] = String::from_utf8(pem).unwrap().into();
+            to_leaf.iter().for_each(|change| change.apply(&mut leaf));
+            to_roots.iter().for_each(|change| change.apply(&mut roots));
+            read(leaf.to_string().as_bytes(), roots.to_string().as_bytes());
+        });
 }

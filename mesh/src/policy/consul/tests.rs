@@ -6,7 +6,7 @@ use fake_consul::FakeConsul;
 use serde_json::json;
 
 use super::*;
-use crate::{identity::SpiffeId, policy::Decision};
+use crate::{fuzz::Change, identity::SpiffeId, policy::Decision};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const PATH: &str = "/p.S/M";
@@ -210,4 +210,47 @@ async fn until_consul_has_told_its_intentions_every_call_is_denied() {
     tokio::time::resume();
     agent.restart().await;
     until(&mut watched, |p| decide(p, "a", "b", PATH).is_allowed()).await;
+}
+
+#[test]
+fn any_answer_is_intentions_that_decide_or_an_error() {
+    let sound = json!([
+        { "SourceName": "a", "DestinationName": "b", "Action": "deny", "SourceNS": "default" },
+        { "SourceName": "*", "DestinationName": "b", "JWT": { "Providers": [{ "Name": "o" }] } },
+        { "SourceName": "a", "DestinationName": "*", "Permissions": [{
+            "Action": "allow",
+            "HTTP": {
+                "PathRegex": "/p.*", "Methods": ["POST"],
+                "Header": [{ "Name": "x", "Exact": "y", "Invert": true }],
+            },
+        }] },
+    ]);
+    let read = |bytes: &[u8]| {
+        let Ok(all) = serde_json::from_slice::<Vec<endpoints::Intention>>(bytes) else { return };
+        let all: Vec<Intention> = all.into_iter().filter_map(compile::intention).collect();
+        let policy = Policy { intentions: Intentions::compile(all, &[]), ..Policy::default() };
+        for (source, destination) in [("a", "b"), ("a", "c"), ("c", "b")] {
+            decide(&policy, source, destination, PATH);
+        }
+    };
+    bolero::check!().with_iterations(1000).for_each(|bytes: &[u8]| read(bytes));
+    bolero::check!().with_iterations(500).with_type::<Vec<Change>>().for_each(|changes| {
+        let mut answer = sound.clone();
+        changes.iter().for_each(|change| change.apply(&mut answer));
+        read(answer.to_string().as_bytes());
+    });
+}
+
+#[test]
+fn any_text_under_the_key_is_routes_or_changes_nothing() {
+    let mut layered = Layered {
+        declared: vec![],
+        file: Default::default(),
+        intentions: None,
+        routes: Default::default(),
+    };
+    bolero::check!().with_iterations(1000).with_max_len(256).for_each(|bytes: &[u8]| {
+        layered.take_routes(Some(String::from_utf8_lossy(bytes).into_owned()));
+        let _ = layered.compile();
+    });
 }
