@@ -112,3 +112,59 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::{client::Peer, policy::Intentions};
+
+    fn id(name: &str) -> SpiffeId {
+        SpiffeId::of_service("d", name).unwrap()
+    }
+
+    /// What `b` answers to a request from `peer` on behalf of `caller`, where
+    /// `a` and `proxy` may call it, and how the denial is counted.
+    async fn ask(peer: &str, caller: Option<&str>) -> (Result<(), Status>, Vec<Denial>) {
+        let declared = ["a", "proxy"].map(|name| (name.to_owned(), "b".to_owned()));
+        let intentions = Intentions::compile([], &declared);
+        let policy = watch::channel(Arc::new(Policy { intentions, ..Policy::default() })).1;
+        let inner = tower::service_fn(|_: Request<Body>| async {
+            Ok::<_, Status>(Response::new(Body::empty()))
+        });
+        let denials = Denials::new();
+        let stack = Authorize::new(inner, "b".into(), policy, denials.clone());
+        let mut request = Request::post("/p.S/M").body(Body::empty()).unwrap();
+        let peer = Peer { id: id(peer), serial: String::new() };
+        let address = ([127, 0, 0, 1], 1).into();
+        request.extensions_mut().insert(Remote { address, peer: Some(peer.clone()) });
+        let caller = Some(caller.map_or(peer.id, id));
+        let call = Call { caller, ..Call::default() };
+        let answer = call.scope(async { stack.oneshot(request).await.map(drop) }).await;
+        let taken = denials.take();
+        assert!(taken.values().all(|count| *count == 1));
+        (answer, taken.into_keys().collect())
+    }
+
+    #[tokio::test]
+    async fn the_peer_and_whom_it_forwards_must_both_be_allowed() {
+        assert!(ask("a", None).await.0.is_ok());
+        assert!(ask("proxy", Some("a")).await.0.is_ok());
+        for (peer, caller, denied) in
+            [("c", None, "c"), ("proxy", Some("c"), "c"), ("c", Some("a"), "c")]
+        {
+            let (answer, counted) = ask(peer, caller).await;
+            let status = answer.unwrap_err();
+            assert_eq!(status.code(), tonic::Code::PermissionDenied);
+            assert!(status.message().contains(&format!("/svc/{denied} may not call /p.S/M of b")));
+            let expected = Denial {
+                peer: Some(id(peer)),
+                caller: caller.map(id),
+                path: "other",
+                reason: crate::policy::Decision::DeniedByDefault.reason(),
+            };
+            assert_eq!(counted, [expected]);
+        }
+    }
+}

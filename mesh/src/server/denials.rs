@@ -55,7 +55,7 @@ impl Denials {
 
     /// Counts a denial by the service `me`. Answers whether it is the first of
     /// its kind: then it is to be logged.
-    pub(super) fn count(&self, me: &Arc<str>, denial: Denial) -> bool {
+    pub(crate) fn count(&self, me: &Arc<str>, denial: Denial) -> bool {
         self.shared.total.add(
             1,
             &[
@@ -71,9 +71,14 @@ impl Denials {
 
     /// Waits until there are some.
     pub async fn arrived(&self) {
-        while self.counts().is_empty() {
+        while self.is_empty() {
             self.shared.arrived.notified().await;
         }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.counts().is_empty()
     }
 
     /// The kinds and how many calls each had, which aren't counted here any

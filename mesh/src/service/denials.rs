@@ -94,3 +94,78 @@ async fn add(service: &str, outbox: &Outbox, taken: &HashMap<Denial, u64>) -> Re
         .transaction(move |tx| Box::pin(async move { inside.add(tx, events).await }))
         .await
 }
+
+#[cfg(test)]
+mod tests {
+    use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
+
+    use super::*;
+    use crate::store::Store;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    fn deny(denials: &Denials, times: usize) {
+        let peer = Some(SpiffeId::of_service("d", "a").unwrap());
+        let denial = Denial { peer, caller: None, path: "other", reason: "denied" };
+        for _ in 0..times {
+            denials.count(&"b".into(), denial.clone());
+        }
+    }
+
+    /// How many events there are, and of how many calls they tell.
+    async fn told(store: &Store) -> (usize, u64) {
+        let all = Statement::from_string(DbBackend::Sqlite, "SELECT data FROM outbox");
+        let rows = store.read().query_all_raw(all).await.unwrap();
+        let count = |row: &sea_orm::QueryResult| {
+            let data: Vec<u8> = row.try_get_by_index(0).unwrap();
+            let event: AuditEvent = crate::json::decode(&data).unwrap();
+            assert!(event.actor.ends_with("/svc/a") && event.resource == "b", "{event:?}");
+            u64::try_from(event.count).unwrap()
+        };
+        (rows.len(), rows.iter().map(count).sum())
+    }
+
+    async fn rename(store: &Store, from: &'static str, to: &'static str) {
+        let alter = format!("ALTER TABLE {from} RENAME TO {to}");
+        let work = store.transaction(move |tx| {
+            Box::pin(async move { Ok::<_, Error>(tx.execute_unprepared(&alter).await.map(drop)?) })
+        });
+        work.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_flood_is_few_events_that_tell_of_every_call_also_after_an_outage() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("b.db");
+        let store = Arc::new(Store::open_file(file, migrations::kernel).await.unwrap());
+        let outbox = Outbox::open(store.clone(), None, 1000).await.unwrap();
+        let (denials, stop) = (Denials::new(), CancellationToken::new());
+        let publishing = tokio::spawn(publish("b".into(), denials.clone(), outbox, stop.clone()));
+
+        // Nothing can be published: it stays counted.
+        rename(&store, "outbox", "away").await;
+        deny(&denials, 5000);
+        tokio::time::timeout(DEADLINE, async {
+            while !denials.is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .expect("a first try takes them");
+        rename(&store, "away", "outbox").await;
+        deny(&denials, 5000);
+        tokio::time::timeout(DEADLINE, async {
+            while told(&store).await.1 < 10_000 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .expect("all are told");
+        deny(&denials, 3);
+        stop.cancel();
+        tokio::time::timeout(DEADLINE, publishing).await.expect("it ends").unwrap();
+        let (events, calls) = told(&store).await;
+        assert_eq!(calls, 10_003);
+        assert!(events < 10, "{events} events");
+    }
+}
