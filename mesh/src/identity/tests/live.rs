@@ -122,7 +122,7 @@ impl Load {
                 let mut called = Called::default();
                 while !stop.load(Ordering::Relaxed) {
                     let answer = audit.list_entries(ListEntriesRequest::default()).await?;
-                    let peer = answer.extensions().get::<Peer>().expect("the stack says who");
+                    let peer = answer.extensions().get::<Arc<Peer>>().expect("the stack says who");
                     called.serials.insert(peer.serial.clone());
                     called.calls += 1;
                     answered.fetch_add(1, Ordering::Relaxed);
