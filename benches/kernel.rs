@@ -5,6 +5,7 @@
 
 use api::lifecycle::v1::ServiceChanged;
 use divan::{Bencher, black_box};
+use http::Request;
 use mesh::{
     events::{Attributes, Event},
     identity::SpiffeId,
@@ -31,7 +32,26 @@ fn table(services: usize) -> Intentions {
 fn decide_an_intention(bencher: Bencher<'_, '_>, services: usize) {
     let table = table(services);
     let caller = SpiffeId::of_service("omnibridge.internal", "service-5").unwrap();
-    bencher.bench(|| table.decide(black_box(&caller), "service-6", "/p.v1.S/M"));
+    let request = Request::post("/p.v1.S/M").body(()).unwrap();
+    bencher.bench(|| table.decide(black_box(&caller), "service-6", black_box(&request)));
+}
+
+/// The last of ten permissions decides, by regular expression and header.
+#[divan::bench]
+fn decide_an_intention_by_path_and_header(bencher: Bencher<'_, '_>) {
+    let mut toml = "source = 'a'\ndestination = 'b'\n".to_owned();
+    for n in 0..10 {
+        toml += &format!(
+            "[[permissions]]\naction = 'allow'\npath_regex = '/p[.]v1[.]S{n}/[A-Z].*'\n\
+             headers = [{{ name = 'x-tenant', exact = 'blue' }}]\n"
+        );
+    }
+    let intention: Intention = toml::from_str(&toml).unwrap();
+    let table = Intentions::compile([intention], &[]);
+    let caller = SpiffeId::of_service("omnibridge.internal", "a").unwrap();
+    let request = Request::post("/p.v1.S9/Method").header("x-tenant", "blue").body(()).unwrap();
+    assert!(table.decide(&caller, "b", &request).is_allowed());
+    bencher.bench(|| table.decide(black_box(&caller), "b", black_box(&request)));
 }
 
 #[divan::bench]

@@ -14,6 +14,8 @@ pub mod descriptors;
 mod error;
 pub mod events;
 pub mod files;
+#[cfg(test)]
+mod fuzz;
 pub mod identity;
 pub mod intercept;
 pub mod json;

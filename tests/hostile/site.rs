@@ -22,11 +22,11 @@ use mesh::{
     identity::{Authority, Identity, dev::DevAuthority},
     intercept::Interceptors,
     policy::Policy,
-    server::{self, Security},
+    server::{self, Denials, Security},
 };
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, mpsc, watch},
+    sync::{Semaphore, watch},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -142,11 +142,9 @@ impl Site {
     ) -> SocketAddr {
         let listener = TcpListener::bind(address).await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        // Denials are of no interest: there are none.
-        let (denials, _) = mpsc::channel(1);
         let limits = self.config.limits.clone();
         let (policy, none) = (self.policy.clone(), Interceptors::default());
-        let app = server::stack(SERVICE, self.routes(), &limits, policy, none, denials);
+        let app = server::stack(SERVICE, self.routes(), &limits, policy, none, Denials::new());
         let security = Security::Mesh(self.own.clone());
         self.tasks.spawn(async move {
             server::serve(listener, security, &limits, app, stop, GRACE).await;

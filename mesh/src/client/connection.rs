@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
@@ -50,16 +50,15 @@ pub struct Peer {
 
 impl Peer {
     /// Reads it off a connection's certificates, leaf first.
-    pub(crate) fn from_certificates(
-        certificates: Option<&[rustls_pki_types::CertificateDer<'_>]>,
-    ) -> Option<Self> {
-        let leaf = certificates?.first()?;
+    pub(crate) fn from_certificates(certificates: &[CertificateDer<'_>]) -> Option<Self> {
+        let leaf = certificates.first()?;
         let (_, parsed) = x509_parser::parse_x509_certificate(leaf).ok()?;
         Some(Self { id: peer_id(leaf).ok()?, serial: hex::encode(parsed.raw_serial()) })
     }
 }
 
-/// Connects to an instance of `service` at `address`.
+/// Connects to an instance of `service` at `address`. The second of the answer
+/// ends when its peer is to be trusted no longer.
 ///
 /// # Errors
 /// When nothing answers in time, or something else than `service`.
@@ -67,14 +66,16 @@ pub(super) async fn connect(
     identity: &Identity,
     service: &str,
     address: SocketAddr,
-) -> Result<Connection, std::io::Error> {
+) -> Result<(Connection, impl Future<Output = ()> + use<>), std::io::Error> {
+    let trust = identity.trust();
     let tls = TlsConnector::from(identity.client_config(service));
     let handshakes = async {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         // The name is never sent nor compared: the verifier knows whom it wants.
         let stream = tls.connect(ServerName::IpAddress(address.ip().into()), stream).await?;
-        let peer = Peer::from_certificates(stream.get_ref().1.peer_certificates())
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+        let peer = Peer::from_certificates(&chain)
             .ok_or_else(|| std::io::Error::other("the peer has no certificate"))?;
         let (send, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -97,10 +98,10 @@ pub(super) async fn connect(
                 tracing::debug!(%address, %why, "a connection ended");
             }
         });
-        Ok::<_, std::io::Error>((send, Arc::new(peer), closed))
+        Ok::<_, std::io::Error>((send, Arc::new(peer), closed, chain))
     };
-    let (send, peer, closed) = tokio::time::timeout(CONNECT_TIMEOUT, handshakes)
+    let (send, peer, closed, chain) = tokio::time::timeout(CONNECT_TIMEOUT, handshakes)
         .await
         .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
-    Ok(Connection { send, peer, closed })
+    Ok((Connection { send, peer, closed }, trust.lost(chain)))
 }

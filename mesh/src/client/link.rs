@@ -10,6 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use futures::future::BoxFuture;
 use rand::Rng as _;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
@@ -97,6 +98,12 @@ impl Shared {
     }
 }
 
+/// A connection in use, and what ends when its peer is to be trusted no longer.
+struct InUse {
+    connection: Arc<Connection>,
+    lost: BoxFuture<'static, ()>,
+}
+
 async fn keep(
     shared: Arc<Shared>,
     instance: Instance,
@@ -105,19 +112,29 @@ async fn keep(
 ) {
     let Instance { service, address, .. } = &instance;
     let mut pause = FIRST_PAUSE;
+    let mut in_use = None;
     loop {
         // What changes from here on is seen below.
         identity.seen();
-        let connection = match connection::connect(&identity, service, *address).await {
-            Ok(connection) => Arc::new(connection),
+        let (connection, lost) = match connection::connect(&identity, service, *address).await {
+            Ok((connection, lost)) => (Arc::new(connection), Box::pin(lost)),
             Err(why) => {
                 // The first of a row: the others are the same.
                 if shared.failure().replace(why.to_string()).is_none() {
                     tracing::warn!(service, %address, %why, me = %identity.id(), "can't connect");
                 }
                 changed.notify_waiters();
-                tokio::time::sleep(jittered(pause)).await;
+                let pausing = tokio::time::sleep(jittered(pause));
                 pause = (2 * pause).min(LONGEST_PAUSE);
+                tokio::pin!(pausing);
+                tokio::select! {
+                    () = &mut pausing => {}
+                    () = gone(&mut in_use) => {
+                        shared.connection.store(None);
+                        in_use = None;
+                        pausing.await;
+                    }
+                }
                 continue;
             }
         };
@@ -125,14 +142,17 @@ async fn keep(
         shared.used.store(false, Ordering::Relaxed);
         // What is in flight on one that this replaces ends there.
         shared.connection.store(Some(connection.clone()));
+        in_use = Some(InUse { connection, lost });
         changed.notify_waiters();
         let opened = Instant::now();
         tokio::select! {
-            () = connection.closed.cancelled() => {}
+            biased;
+            () = gone(&mut in_use) => {}
             // Another leaf, or other roots: another connection, made with them.
             () = identity.changed() => continue,
         }
         shared.connection.store(None);
+        in_use = None;
         if opened.elapsed() < HELD {
             tokio::time::sleep(jittered(pause)).await;
             pause = (2 * pause).min(LONGEST_PAUSE);
@@ -144,6 +164,17 @@ async fn keep(
             shared.wanted.notified().await;
             shared.idle.store(false, Ordering::Relaxed);
         }
+    }
+}
+
+/// Waits until the connection takes no more requests, or must get none.
+async fn gone(in_use: &mut Option<InUse>) {
+    match in_use {
+        Some(InUse { connection, lost }) => tokio::select! {
+            () = connection.closed.cancelled() => {}
+            () = lost => {}
+        },
+        None => std::future::pending().await,
     }
 }
 

@@ -154,12 +154,23 @@ pub(crate) struct Intentions {
     pub(crate) features: Option<Features>,
 }
 
-/// Who may or may not call whom.
+/// Who may or may not call whom. What isn't known by name is kept, so that a
+/// condition of a newer Consul isn't passed over.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Intention {
     pub(crate) source_name: String,
     pub(crate) destination_name: String,
+    #[serde(default, rename = "SourceNS")]
+    pub(crate) source_namespace: String,
+    #[serde(default, rename = "DestinationNS")]
+    pub(crate) destination_namespace: String,
+    #[serde(default)]
+    pub(crate) source_partition: String,
+    #[serde(default)]
+    pub(crate) destination_partition: String,
+    #[serde(default)]
+    pub(crate) source_type: String,
     #[serde(default)]
     pub(crate) action: String,
     #[serde(default)]
@@ -168,12 +179,11 @@ pub(crate) struct Intention {
     pub(crate) source_peer: String,
     #[serde(default)]
     pub(crate) source_sameness_group: String,
-    #[serde(default, rename = "JWT")]
-    pub(crate) jwt: Option<serde_json::Value>,
+    #[serde(flatten)]
+    pub(crate) more: BTreeMap<String, serde_json::Value>,
 }
 
-/// What is decided for requests of some form. What isn't known by name is
-/// kept, so that a condition of a newer Consul isn't passed over.
+/// What is decided for requests of some form; the rest is kept, as above.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Permission {
@@ -186,15 +196,31 @@ pub(crate) struct Permission {
 }
 
 /// The form of a request.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
 pub(crate) struct HttpPermission {
-    #[serde(default)]
     pub(crate) path_exact: String,
-    #[serde(default)]
     pub(crate) path_prefix: String,
-    #[serde(default)]
+    pub(crate) path_regex: String,
     pub(crate) methods: Option<Vec<String>>,
+    pub(crate) header: Option<Vec<HttpHeader>>,
+    #[serde(flatten)]
+    pub(crate) more: BTreeMap<String, serde_json::Value>,
+}
+
+/// A condition on a header.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct HttpHeader {
+    pub(crate) name: String,
+    pub(crate) present: bool,
+    pub(crate) exact: String,
+    pub(crate) prefix: String,
+    pub(crate) suffix: String,
+    pub(crate) contains: String,
+    pub(crate) regex: String,
+    pub(crate) invert: bool,
+    pub(crate) ignore_case: bool,
     #[serde(flatten)]
     pub(crate) more: BTreeMap<String, serde_json::Value>,
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike as _, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -149,6 +149,10 @@ impl Attributes {
         let time = DateTime::parse_from_rfc3339(&time)
             .map_err(|why| Error::Event(format!("time `{time}`: {why}")))?
             .to_utc();
+        // By its offset it may be of a year that RFC 3339 can't write.
+        if !(0..=9999).contains(&time.year()) {
+            return Err(Error::Event(format!("time `{time}`: not of the years 0 to 9999")));
+        }
         Ok(Self {
             id,
             source,

@@ -58,8 +58,21 @@ impl Authority for ConnectAuthority {
         let query = move |since| roots(consul.clone(), since);
         let mut trusted = Follow::new("the roots", query, Roots::is_empty);
 
-        let both = async { tokio::join!(leafs.next(), trusted.next()) };
-        let Ok((mut leaf, mut roots)) = tokio::time::timeout(FIRST_LEAF, both).await else {
+        let first = async {
+            let (mut leaf, mut roots) = tokio::join!(leafs.next(), trusted.next());
+            loop {
+                let material = make(&leaf, &roots)?;
+                if material.is_vouched_for() {
+                    return Ok::<_, Error>((leaf, roots, material));
+                }
+                // They were asked for at two moments, with a rotation between.
+                tokio::select! {
+                    next = leafs.next() => leaf = next,
+                    next = trusted.next() => roots = next,
+                }
+            }
+        };
+        let Ok(first) = tokio::time::timeout(FIRST_LEAF, first).await else {
             let why = leafs.trouble().or(trusted.trouble());
             let why = why.map_or_else(|| "it doesn't answer".to_owned(), ToString::to_string);
             return Err(Error::Identity(format!(
@@ -67,10 +80,12 @@ impl Authority for ConnectAuthority {
                  `connect {{ enabled = true }}` on its servers, or use `identity = \"dev:\"`"
             )));
         };
-        let (material, watched) = watch::channel(Arc::new(make(&leaf, &roots)?));
+        let (mut leaf, mut roots, first) = first?;
+        let (material, watched) = watch::channel(Arc::new(first));
 
         let name = name.to_owned();
         tokio::spawn(async move {
+            let mut shown = leaf.clone();
             loop {
                 let before = (leaf.clone(), roots.clone());
                 tokio::select! {
@@ -81,7 +96,7 @@ impl Authority for ConnectAuthority {
                 if before.0 == leaf && before.1 == roots {
                     continue;
                 }
-                match make(&leaf, &roots) {
+                match next(&mut shown, &leaf, &roots) {
                     Ok(next) => {
                         let trusted = roots.roots.len();
                         tracing::info!(id = %next.id, serial = %next.serial, trusted, "leaf or roots changed");
@@ -93,6 +108,18 @@ impl Authority for ConnectAuthority {
         });
         Ok(Identity::new(watched))
     }
+}
+
+/// New roots count at once; a new leaf counts once its own root is among them:
+/// who doesn't trust a leaf itself can't expect its peers to.
+fn next(shown: &mut Leaf, newest: &Leaf, roots: &Roots) -> Result<Material, Error> {
+    let next = make(newest, roots)?;
+    if next.is_vouched_for() {
+        shown.clone_from(newest);
+        return Ok(next);
+    }
+    tracing::warn!(id = %next.id, serial = %next.serial, "this leaf's root isn't among the roots");
+    make(shown, roots)
 }
 
 async fn leaf(consul: Arc<Consul>, service: String, since: Since) -> Result<Answer<Leaf>, Error> {

@@ -2,9 +2,9 @@
 //!
 //! Every process that can read the CA's key makes its own leafs. `ca/roots.pem`
 //! is what all trust, newest first; `ca/signer.pem` is the newest root's key,
-//! its certificate, and that certificate signed by the root before it. Leafs
-//! carry the latter, so that a process that hasn't read the new root yet
-//! trusts them as well: a rotation fails no handshake.
+//! its certificate, that certificate signed by the root before it, and that
+//! one's likewise. Leafs carry the latter two, so that a process that hasn't
+//! read the new roots yet trusts them as well: a rotation fails no handshake.
 
 use std::{
     path::{Path, PathBuf},
@@ -31,6 +31,8 @@ const ROOT_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How many roots are trusted at once: the newest and those whose leafs may
 /// still be in use.
 const TRUSTED_ROOTS: usize = 3;
+/// How long to wait where the CA's files can't be read.
+const RETRY: Duration = Duration::from_millis(250);
 /// Clocks of processes on one machine agree; this is for containers that were
 /// paused.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
@@ -38,7 +40,7 @@ const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// The CA under the data directory.
 pub struct DevAuthority {
     folder: PathBuf,
-    leaf_ttl: Duration,
+    pub(super) leaf_ttl: Duration,
 }
 
 /// A leaf with its key and the roots, in PEM, as `omni certs issue` writes it.
@@ -95,6 +97,10 @@ impl DevAuthority {
         if let Some(before) = before {
             let issuer = issuer(&before)?;
             signer += &params.signed_by(&key, &issuer).map_err(failed)?.pem();
+            // Enough to lead back to the oldest root that is trusted.
+            for cross in certificates(&before)?.iter().skip(1).take(TRUSTED_ROOTS - 2) {
+                signer += &to_pem(cross);
+            }
             for old in certificates(&self.read("roots.pem")?)?.iter().take(TRUSTED_ROOTS - 1) {
                 roots += &to_pem(old);
             }
@@ -109,9 +115,92 @@ impl DevAuthority {
     /// # Errors
     /// When the name can't be one, or the CA's files can't be read.
     pub fn issue(&self, name: &str) -> Result<Issued, Error> {
+        self.files()?.issue(name, self.leaf_ttl)
+    }
+
+    /// Keeps a leaf for `name` in `folder`, for programs that read files: issues it
+    /// anew at half its life, and when the roots change. Runs until dropped.
+    ///
+    /// # Errors
+    /// When the CA's folder can't be watched, or the first leaf can't be written.
+    pub async fn keep_issued(&self, name: &str, folder: &Path) -> Result<(), Error> {
+        let mut changes = files::watch(&self.folder)?;
+        loop {
+            let due = tokio::time::sleep(self.leaf_ttl / 2);
+            tokio::pin!(due);
+            let made_by = self.files()?;
+            write_issued(&made_by.issue(name, self.leaf_ttl)?, folder)?;
+            loop {
+                tokio::select! {
+                    () = &mut due => break,
+                    () = changes.changed() => {
+                        if self.files().is_ok_and(|now| now != made_by) {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn files(&self) -> Result<Files, Error> {
+        // The signer first: its root is among those that are read after it.
+        Ok(Files { signer: self.read("signer.pem")?, roots: self.read("roots.pem")? })
+    }
+
+    fn read(&self, file: &str) -> Result<String, Error> {
+        let path = self.folder.join(file);
+        std::fs::read_to_string(&path).map_err(Error::file(path))
+    }
+
+    /// Renews the leaf of `name` at half its life, and at once when the CA's
+    /// files change, as long as somebody listens.
+    async fn renew(
+        self,
+        name: String,
+        mut made_by: Files,
+        material: watch::Sender<Arc<Material>>,
+        mut changes: files::Changes,
+    ) {
+        loop {
+            let due = material.borrow().renew_at();
+            let wait = due.duration_since(SystemTime::now()).unwrap_or_default();
+            let renewed = tokio::select! {
+                () = tokio::time::sleep(wait) => self.files(),
+                () = changes.changed() => match self.files() {
+                    // A clock that was set shows here: it is looked at anew.
+                    Ok(now) if now == made_by => continue,
+                    now => now,
+                },
+                () = material.closed() => return,
+            };
+            let renewed = renewed.and_then(|now| Ok((now.material(&name, self.leaf_ttl)?, now)));
+            match renewed {
+                Ok((next, now)) => {
+                    tracing::info!(id = %next.id, serial = %next.serial, "leaf renewed");
+                    made_by = now;
+                    material.send_replace(Arc::new(next));
+                }
+                Err(why) => {
+                    tracing::error!(%name, %why, "the leaf can't be renewed; trying again");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+/// The CA's files at one moment: a leaf has to be replaced when either changes.
+#[derive(PartialEq, Eq)]
+struct Files {
+    signer: String,
+    roots: String,
+}
+
+impl Files {
+    fn issue(&self, name: &str, ttl: Duration) -> Result<Issued, Error> {
         let id = SpiffeId::of_service(TRUST_DOMAIN, name)
             .map_err(|why| Error::Identity(why.to_string()))?;
-        let signer = self.read("signer.pem")?;
         let key = KeyPair::generate().map_err(failed)?;
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::ExplicitNoCa;
@@ -129,85 +218,19 @@ impl DevAuthority {
             SanType::IpAddress(std::net::Ipv4Addr::LOCALHOST.into()),
             SanType::IpAddress(std::net::Ipv6Addr::LOCALHOST.into()),
         ];
-        set_validity(&mut params, self.leaf_ttl);
-        let leaf = params.signed_by(&key, &issuer(&signer)?).map_err(failed)?;
-        let cross = certificates(&signer)?.into_iter().skip(1).map(|c| to_pem(&c));
+        set_validity(&mut params, ttl);
+        let leaf = params.signed_by(&key, &issuer(&self.signer)?).map_err(failed)?;
+        let cross = certificates(&self.signer)?.into_iter().skip(1).map(|c| to_pem(&c));
         Ok(Issued {
             chain: leaf.pem() + &cross.collect::<String>(),
             key: key.serialize_pem(),
-            roots: self.read("roots.pem")?,
+            roots: self.roots.clone(),
         })
     }
 
-    /// Keeps a leaf for `name` in `folder`, for programs that read files: issues it
-    /// anew at half its life, and when the roots change. Runs until dropped.
-    ///
-    /// # Errors
-    /// When the CA's folder can't be watched, or the first leaf can't be written.
-    pub async fn keep_issued(&self, name: &str, folder: &Path) -> Result<(), Error> {
-        let mut changes = files::watch(&self.folder)?;
-        let mut roots = String::new();
-        loop {
-            let due = tokio::time::sleep(self.leaf_ttl / 2);
-            tokio::pin!(due);
-            let issued = self.issue(name)?;
-            roots.clone_from(&issued.roots);
-            write_issued(&issued, folder)?;
-            loop {
-                tokio::select! {
-                    () = &mut due => break,
-                    () = changes.changed() => {
-                        if self.read("roots.pem").is_ok_and(|now| now != roots) {
-                            break;
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    fn material(&self, name: &str) -> Result<Material, Error> {
-        let issued = self.issue(name)?;
+    fn material(&self, name: &str, ttl: Duration) -> Result<Material, Error> {
+        let issued = self.issue(name, ttl)?;
         Material::from_pem(&issued.chain, &issued.key, &issued.roots)
-    }
-
-    fn read(&self, file: &str) -> Result<String, Error> {
-        let path = self.folder.join(file);
-        std::fs::read_to_string(&path).map_err(Error::file(path))
-    }
-
-    /// Renews the leaf of `name` at half its life, and at once when the roots
-    /// change, as long as somebody listens.
-    async fn renew(
-        self,
-        name: String,
-        material: watch::Sender<Arc<Material>>,
-        mut changes: files::Changes,
-    ) {
-        loop {
-            let due = material.borrow().renew_at();
-            let wait = due.duration_since(SystemTime::now()).unwrap_or_default();
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = changes.changed() => {
-                    let roots = self.read("roots.pem").unwrap_or_default();
-                    if roots.is_empty() || roots == material.borrow().roots_pem {
-                        continue;
-                    }
-                }
-                () = material.closed() => return,
-            }
-            match self.material(&name) {
-                Ok(next) => {
-                    tracing::info!(id = %next.id, serial = %next.serial, "leaf renewed");
-                    material.send_replace(Arc::new(next));
-                }
-                Err(why) => {
-                    tracing::error!(%name, %why, "the leaf can't be renewed; trying again");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-            }
-        }
     }
 }
 
@@ -215,9 +238,11 @@ impl DevAuthority {
 impl Authority for DevAuthority {
     async fn identity(&self, name: &str) -> Result<Identity, Error> {
         let changes = files::watch(&self.folder)?;
-        let (material, watched) = watch::channel(Arc::new(self.material(name)?));
+        let made_by = self.files()?;
+        let first = made_by.material(name, self.leaf_ttl)?;
+        let (material, watched) = watch::channel(Arc::new(first));
         let own = Self { folder: self.folder.clone(), leaf_ttl: self.leaf_ttl };
-        tokio::spawn(own.renew(name.to_owned(), material, changes));
+        tokio::spawn(own.renew(name.to_owned(), made_by, material, changes));
         Ok(Identity::new(watched))
     }
 }
@@ -245,7 +270,9 @@ fn to_pem(certificate: &CertificateDer<'_>) -> String {
 fn set_validity(params: &mut CertificateParams, ttl: Duration) {
     let now = SystemTime::now();
     params.not_before = (now - CLOCK_SKEW.min(ttl / 10)).into();
-    params.not_after = (now + ttl).into();
+    // A certificate has whole seconds, cut off: a leaf of two seconds must not
+    // live for one.
+    params.not_after = (now + ttl + Duration::from_millis(999)).into();
 }
 
 fn failed(why: impl std::fmt::Display) -> Error {

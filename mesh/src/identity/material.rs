@@ -5,8 +5,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rustls::{RootCertStore, crypto::aws_lc_rs, sign::CertifiedKey};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::{
+    RootCertStore, client::verify_server_cert_signed_by_trust_anchor, crypto::aws_lc_rs,
+    server::ParsedCertificate, sign::CertifiedKey,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject};
 
 use super::{SpiffeId, verify};
 use crate::Error;
@@ -72,6 +75,24 @@ impl Material {
             certified: Arc::new(certified),
             roots: Arc::new(store),
             roots_pem: roots.to_owned(),
+        })
+    }
+
+    /// Whether the leaf's chain ends in one of the roots. The time counts only
+    /// as far as the leaf's own: a clock that is wrong is no wrong chain.
+    pub(super) fn is_vouched_for(&self) -> bool {
+        let at = SystemTime::now().clamp(self.not_before, self.not_after.max(self.not_before));
+        let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let Some((leaf, intermediates)) = self.certified.cert.split_first() else { return false };
+        ParsedCertificate::try_from(leaf).is_ok_and(|leaf| {
+            verify_server_cert_signed_by_trust_anchor(
+                &leaf,
+                &self.roots,
+                intermediates,
+                UnixTime::since_unix_epoch(at),
+                aws_lc_rs::default_provider().signature_verification_algorithms.all,
+            )
+            .is_ok()
         })
     }
 

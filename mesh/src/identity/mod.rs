@@ -11,6 +11,7 @@ mod material;
 mod spiffe;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod verify;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 pub use self::{
     material::Material,
     spiffe::{InvalidSpiffeId, SpiffeId, is_name, is_operator_name},
+    trust::Trust,
     verify::{InvalidPeer, peer_id},
 };
 use crate::{Error, config::Config};
@@ -80,6 +82,11 @@ impl Identity {
     /// them is a change.
     pub fn seen(&mut self) {
         self.material.mark_unchanged();
+    }
+
+    /// What a handshake that begins now is judged by, and from then on its peer.
+    pub fn trust(&self) -> Trust {
+        Trust::of(self)
     }
 
     /// Waits until leaf or roots change; never returns when they can't any more.

@@ -1,10 +1,14 @@
 //! SPIFFE ids of the shape Consul Connect gives them:
-//! `spiffe://<trust domain>/ns/default/dc/<datacenter>/svc/<name>`.
+//! `spiffe://<trust domain>/ns/default/dc/<datacenter>/svc/<name>`. A service of
+//! another namespace is another one of the same name, and no party of the mesh.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 /// The longest name of a service or operator, as in a DNS label.
 const MAX_NAME: usize = 63;
+
+/// The namespace that Consul has without its enterprise edition.
+const NAMESPACE: &str = "default";
 
 /// A party of the mesh: a service, the gateway, or an operator.
 ///
@@ -55,7 +59,7 @@ pub fn is_operator_name(name: &str) -> bool {
 
 /// Why a string is not the id of a party of the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not spiffe://<trust domain>/ns/<namespace>/dc/<datacenter>/svc/<name>")]
+#[error("`{0}` is not spiffe://<trust domain>/ns/default/dc/<datacenter>/svc/<name>")]
 pub struct InvalidSpiffeId(String);
 
 impl FromStr for SpiffeId {
@@ -67,8 +71,8 @@ impl FromStr for SpiffeId {
         let mut parts = rest.split('/');
         let trust_domain = parts.next().filter(|d| is_trust_domain(d)).ok_or_else(invalid)?;
         let mut segment = |key: &str| (parts.next() == Some(key)).then(|| parts.next()).flatten();
-        segment("ns").filter(|v| is_place(v)).ok_or_else(invalid)?;
-        segment("dc").filter(|v| is_place(v)).ok_or_else(invalid)?;
+        segment("ns").filter(|v| *v == NAMESPACE).ok_or_else(invalid)?;
+        segment("dc").filter(|v| is_datacenter(v)).ok_or_else(invalid)?;
         let name = segment("svc").filter(|v| is_name(v)).ok_or_else(invalid)?;
         if parts.next().is_some() {
             return Err(invalid());
@@ -90,9 +94,9 @@ fn is_trust_domain(domain: &str) -> bool {
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b))
 }
 
-/// Consul's alphabet for namespaces and datacenters: a name's, and `_`.
-fn is_place(place: &str) -> bool {
-    is_name(&place.replace('_', "-"))
+/// Consul's alphabet for datacenters: a name's, and `_`.
+fn is_datacenter(datacenter: &str) -> bool {
+    is_name(&datacenter.replace('_', "-"))
 }
 
 /// Whether `name` can name a service: 1 to 63 of `a-z`, `0-9` and `-`.
@@ -140,6 +144,11 @@ mod tests {
             "spiffe://a/ns/default/dc/dc1/svc/X",
             "spiffe://a@b/ns/default/dc/dc1/svc/x",
             "spiffe://a/ns/../dc/dc1/svc/x",
+            "spiffe://a/ns/other/dc/dc1/svc/x",
+            "spiffe://a/ns/default/dc/DC1/svc/x",
+            "spiffe://a/ap/p/ns/default/dc/dc1/svc/x",
+            "spiffe://a/ns/default/dc/dc1/svc/x?y",
+            "spiffe://a/ns/default/dc/dc1/svc/%78",
         ] {
             assert!(id.parse::<SpiffeId>().is_err(), "{id}");
         }

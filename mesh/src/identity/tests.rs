@@ -1,4 +1,11 @@
-//! Who is let in and who isn't, by real TLS handshakes in memory.
+//! Who is let in and who isn't, by real TLS handshakes in memory; what becomes
+//! of connections in `tests/`.
+
+mod fuzz;
+mod lifetime;
+mod live;
+mod resumption;
+mod rotation;
 
 use std::time::{Duration, SystemTime};
 
@@ -7,8 +14,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
-use rustls::{RootCertStore, crypto::aws_lc_rs, sign::CertifiedKey};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use rustls::{
+    RootCertStore, client::danger::ServerCertVerifier as _, crypto::aws_lc_rs,
+    server::danger::ClientCertVerifier as _, sign::CertifiedKey,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -21,6 +31,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 struct Ca {
     root: String,
     issuer: Issuer<'static, KeyPair>,
+    /// What a leaf is followed by.
+    intermediates: String,
 }
 
 impl Ca {
@@ -32,7 +44,20 @@ impl Ca {
         let key = KeyPair::generate().unwrap();
         let root = params.self_signed(&key).unwrap().pem();
         let issuer = Issuer::new(params, key);
-        Self { root, issuer }
+        Self { root, issuer, intermediates: String::new() }
+    }
+
+    /// A CA between this one's root and its leafs, changed by `edit`.
+    fn intermediate(&self, edit: impl FnOnce(&mut CertificateParams)) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "Test intermediate");
+        edit(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let intermediates = params.signed_by(&key, &self.issuer).unwrap().pem();
+        Self { root: self.root.clone(), issuer: Issuer::new(params, key), intermediates }
     }
 
     /// A sound leaf for `name`, changed by `edit`; it isn't checked.
@@ -47,7 +72,8 @@ impl Ca {
         edit(&mut params);
         let key = KeyPair::generate().unwrap();
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
-        unchecked(name, &leaf.pem(), &key.serialize_pem(), &[&self.root])
+        let chain = leaf.pem() + &self.intermediates;
+        unchecked(name, &chain, &key.serialize_pem(), &[&self.root])
     }
 }
 
@@ -79,6 +105,29 @@ fn unchecked(name: &str, chain: &str, key: &str, roots: &[&str]) -> Identity {
     Identity::new(watch::channel(Arc::new(material)).1)
 }
 
+/// `identity` as it is, but with these roots to judge others by.
+fn trusting(identity: &Identity, roots: &[&str]) -> Arc<Material> {
+    let now = identity.current();
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store.add(CertificateDer::from_pem_slice(root.as_bytes()).unwrap()).unwrap();
+    }
+    Arc::new(Material {
+        id: now.id.clone(),
+        serial: now.serial.clone(),
+        not_before: now.not_before,
+        not_after: now.not_after,
+        certified: now.certified.clone(),
+        roots: Arc::new(store),
+        roots_pem: roots.concat(),
+    })
+}
+
+/// An identity that stays as it is, as one whose process was told nothing.
+fn frozen(material: Arc<Material>) -> Identity {
+    Identity::new(watch::channel(material).1)
+}
+
 /// What each side says of a connection of `client` to `server`, which it takes
 /// for an instance of `service`; `Ok` when both could talk.
 pub(super) async fn connect(
@@ -88,9 +137,15 @@ pub(super) async fn connect(
 ) -> (std::io::Result<()>, std::io::Result<()>) {
     // Another test may have been first.
     let _ = aws_lc_rs::default_provider().install_default();
+    handshake(client.client_config(service), server.server_config()).await
+}
+
+async fn handshake(
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+) -> (std::io::Result<()>, std::io::Result<()>) {
     let (near, far) = tokio::io::duplex(64 * 1024);
-    let connector = TlsConnector::from(client.client_config(service));
-    let acceptor = TlsAcceptor::from(server.server_config());
+    let (connector, acceptor) = (TlsConnector::from(client), TlsAcceptor::from(server));
     let name = ServerName::try_from("mesh").unwrap();
     let connected = async move {
         let mut stream = connector.connect(name, near).await?;
@@ -231,7 +286,169 @@ async fn a_leaf_that_is_not_valid_yet_is_refused() {
 #[tokio::test]
 async fn a_leaf_of_a_foreign_root_is_refused() {
     let (ours, theirs) = (Ca::new(), Ca::new());
+    let a = ours.identity("a", |_| {});
+    // It trusts us: only what we say of it counts.
+    let b = frozen(trusting(&theirs.identity("b", |_| {}), &[&ours.root]));
+    for said in [connect(&a, &b, "b").await.0, connect(&b, &a, "a").await.1] {
+        let said = said.unwrap_err().to_string();
+        // Both roots have one name; the key tells them apart.
+        assert!(said.contains("invalid peer certificate: BadSignature"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_foreign_root_sent_along_is_not_believed() {
+    let (ours, mut theirs) = (Ca::new(), Ca::new());
+    theirs.intermediates = theirs.root.clone();
     let (a, b) = (ours.identity("a", |_| {}), theirs.identity("b", |_| {}));
     connect(&a, &b, "b").await.0.expect_err("as a server");
     connect(&b, &a, "a").await.1.expect_err("as a client");
+}
+
+#[tokio::test]
+async fn a_chain_through_an_intermediate_is_let_in_and_not_without_it() {
+    let ca = Ca::new();
+    let mut between = ca.intermediate(|_| {});
+    let (a, b) = (ca.identity("a", |_| {}), between.identity("b", |_| {}));
+    assert_accepted(&a, &b, "b").await;
+    assert_accepted(&b, &a, "a").await;
+    between.intermediates.clear();
+    let b = between.identity("b", |_| {});
+    connect(&a, &b, "b").await.0.expect_err("as a server");
+    connect(&b, &a, "a").await.1.expect_err("as a client");
+}
+
+#[tokio::test]
+async fn a_leaf_can_not_sign_another_one() {
+    let ca = Ca::new();
+    let leaf = ca.intermediate(|leaf| {
+        leaf.is_ca = IsCa::ExplicitNoCa;
+        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        leaf.subject_alt_names = vec![uri(DOMAIN, "b")];
+    });
+    let (a, b) = (ca.identity("a", |_| {}), leaf.identity("b", |_| {}));
+    connect(&a, &b, "b").await.0.expect_err("as a server");
+    connect(&b, &a, "a").await.1.expect_err("as a client");
+}
+
+#[tokio::test]
+async fn an_intermediate_that_is_over_is_refused() {
+    let ca = Ca::new();
+    let between = ca.intermediate(|ca| ca.not_after = (SystemTime::now() - DAY).into());
+    let (a, b) = (ca.identity("a", |_| {}), between.identity("b", |_| {}));
+    connect(&a, &b, "b").await.0.expect_err("as a server");
+    connect(&b, &a, "a").await.1.expect_err("as a client");
+}
+
+#[tokio::test]
+async fn a_leaf_that_may_sign_revocations_is_refused() {
+    assert_refused("may sign certificates", |leaf| {
+        leaf.key_usages.push(KeyUsagePurpose::CrlSign);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_leaf_that_may_not_sign_is_refused() {
+    assert_refused("key usage lacks digital signature", |leaf| {
+        leaf.key_usages = vec![KeyUsagePurpose::KeyEncipherment];
+    })
+    .await;
+    assert_refused("key usage lacks digital signature", |leaf| leaf.key_usages = vec![]).await;
+}
+
+#[tokio::test]
+async fn a_leaf_for_another_purpose_is_refused() {
+    assert_refused("extended key usage", |leaf| {
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::EmailProtection];
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_purpose_is_not_needed_but_counts_where_it_is_given() {
+    let ca = Ca::new();
+    let sound = ca.identity("a", |_| {});
+    let without = ca.identity("b", |leaf| leaf.extended_key_usages = vec![]);
+    assert_accepted(&sound, &without, "b").await;
+    assert_accepted(&without, &sound, "a").await;
+    let server = ca.identity("b", |leaf| {
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    });
+    assert_accepted(&sound, &server, "b").await;
+    connect(&server, &sound, "a").await.1.expect_err("as a client");
+}
+
+#[tokio::test]
+async fn names_beside_the_one_uri_do_not_matter() {
+    let ca = Ca::new();
+    let named = ca.identity("b", |leaf| {
+        leaf.subject_alt_names.push(SanType::DnsName("a".try_into().unwrap()));
+        leaf.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
+    });
+    assert_accepted(&ca.identity("a", |_| {}), &named, "b").await;
+}
+
+#[tokio::test]
+async fn a_client_without_a_certificate_is_refused() {
+    let _ = aws_lc_rs::default_provider().install_default();
+    let ca = Ca::new();
+    let (a, b) = (ca.identity("a", |_| {}), ca.identity("b", |_| {}));
+    let bare = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verify::PeerVerifier::any(a)))
+        .with_no_client_auth();
+    let said = handshake(Arc::new(bare), b.server_config()).await.1.unwrap_err().to_string();
+    assert!(said.contains("peer sent no certificates"), "{said}");
+}
+
+#[tokio::test]
+async fn an_older_tls_is_refused() {
+    let _ = aws_lc_rs::default_provider().install_default();
+    let ca = Ca::new();
+    let (a, b) = (ca.identity("a", |_| {}), ca.identity("b", |_| {}));
+    let old = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS12])
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verify::PeerVerifier::any(a.clone())))
+        .with_client_cert_resolver(Arc::new(Resolver(a)));
+    handshake(Arc::new(old), b.server_config()).await.1.unwrap_err();
+}
+
+/// What a verifier of `me` whose clock is off by `ahead` seconds says of `peer`.
+fn judged(me: &Identity, peer: &Identity, ahead: i64) -> Result<(), String> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(now.strict_add_signed(ahead)));
+    let verifier = verify::PeerVerifier::any(me.clone());
+    let peer = peer.current();
+    let (leaf, between) = peer.certified.cert.split_first().unwrap();
+    let name = ServerName::try_from("mesh").unwrap();
+    let as_server = verifier.verify_server_cert(leaf, between, &name, &[], now).map(drop);
+    let as_client = verifier.verify_client_cert(leaf, between, now).map(drop);
+    assert_eq!(as_server.is_ok(), as_client.is_ok(), "{as_server:?} {as_client:?}");
+    as_server.map_err(|why| why.to_string())
+}
+
+#[tokio::test]
+async fn a_clock_that_is_off_by_less_than_a_minute_lets_a_new_leaf_in() {
+    let _ = aws_lc_rs::default_provider().install_default();
+    let folder = tempfile::tempdir().unwrap();
+    let ca = live::authority(folder.path(), DAY);
+    let (a, b) = (ca.identity("a").await.unwrap(), ca.identity("b").await.unwrap());
+    for (ahead, expected) in [(-58, true), (-120, false), (23 * 3600, true), (25 * 3600, false)] {
+        let judged = judged(&a, &b, ahead);
+        assert_eq!(judged.is_ok(), expected, "{ahead} s: {judged:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_short_leaf_is_good_for_as_long_as_it_says() {
+    let _ = aws_lc_rs::default_provider().install_default();
+    let folder = tempfile::tempdir().unwrap();
+    let ca = live::authority(folder.path(), Duration::from_secs(2));
+    let began = SystemTime::now();
+    let a = ca.identity("a").await.unwrap().current();
+    let (from, to) = (began - Duration::from_secs(2), began + Duration::from_secs(2));
+    assert!(from < a.not_before && a.not_before <= began, "{:?}", a.not_before);
+    assert!(to <= a.not_after && a.not_after < to + Duration::from_secs(2), "{:?}", a.not_after);
+    assert!(a.not_after > a.renew_at() + Duration::from_millis(900), "time to renew it is left");
 }

@@ -24,6 +24,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName};
 
 use super::{Identity, InvalidSpiffeId, SpiffeId};
+use crate::telemetry::Throttle;
 
 /// Why a certificate doesn't identify a party of the mesh.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,6 +102,16 @@ impl PeerVerifier {
         Self { expected: Some(service.to_owned()), ..Self::any(me) }
     }
 
+    /// Logs why a chain is refused, and for whom its leaf is, as far as that can
+    /// be said of somebody nobody vouches for.
+    fn log(&self, leaf: &CertificateDer<'_>, why: &Error) {
+        static LINES: Throttle = Throttle::new();
+        if let Some(left_out) = LINES.admit() {
+            let says_it_is = peer_id(leaf).map_or_else(|why| why.to_string(), |id| id.to_string());
+            tracing::warn!(me = %self.me.id(), says_it_is, %why, left_out, "peer refused");
+        }
+    }
+
     fn check_id(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
         let me = self.me.id();
         let peer = peer_id(certificate)
@@ -132,13 +143,19 @@ impl ServerCertVerifier for PeerVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(leaf)?,
-            &self.me.current().roots,
-            intermediates,
-            now,
-            self.algorithms.all,
-        )?;
+        let roots = self.me.current().roots.clone();
+        ParsedCertificate::try_from(leaf)
+            .and_then(|leaf| {
+                let algorithms = self.algorithms.all;
+                verify_server_cert_signed_by_trust_anchor(
+                    &leaf,
+                    &roots,
+                    intermediates,
+                    now,
+                    algorithms,
+                )
+            })
+            .inspect_err(|why| self.log(leaf, why))?;
         self.check_id(leaf)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -178,10 +195,12 @@ impl ClientCertVerifier for PeerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        WebPkiClientVerifier::builder(self.me.current().roots.clone())
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        WebPkiClientVerifier::builder_with_provider(self.me.current().roots.clone(), provider)
             .build()
             .map_err(|why| Error::General(why.to_string()))?
-            .verify_client_cert(leaf, intermediates, now)?;
+            .verify_client_cert(leaf, intermediates, now)
+            .inspect_err(|why| self.log(leaf, why))?;
         self.check_id(leaf)?;
         Ok(ClientCertVerified::assertion())
     }

@@ -68,3 +68,53 @@ pub fn watch_file(
     });
     Ok(watched)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, time::Duration};
+
+    use super::*;
+    use crate::identity::SpiffeId;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    fn allows(policy: &Policy, source: &str) -> bool {
+        let source = SpiffeId::of_service("d", source).unwrap();
+        let request = http::Request::post("/p.S/M").body(()).unwrap();
+        policy.intentions.decide(&source, "b", &request).is_allowed()
+    }
+
+    #[tokio::test]
+    async fn a_change_of_the_file_counts_and_one_that_is_wrong_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("omni.toml");
+        let allow = |source: &str, more: &str| {
+            let intention = format!("source = '{source}'\ndestination = 'b'\n{more}");
+            files::replace(&file, format!("[[intentions]]\n{intention}").as_bytes()).unwrap();
+        };
+        allow("a", "action = 'allow'");
+        let config = Config::from_sources(Some(&file), HashMap::new(), &[]).unwrap();
+        let mut watched = watch_file(&config, &[]).unwrap();
+        assert!(allows(&watched.borrow(), "a"));
+
+        // Not known, not compiled, not TOML: each would allow `c`.
+        for wrong in [
+            "action = 'allow'\njwt = { providers = ['okta'] }",
+            "permissions = [{ action = 'allow', path_regex = '(' }]",
+            "action = 'allow'\n[",
+        ] {
+            allow("c", wrong);
+            let why = Config::from_sources(Some(&file), HashMap::new(), &[]);
+            assert!(why.is_err(), "nothing starts with it either");
+            let text = std::fs::read_to_string(&file).unwrap();
+            assert!(toml::from_str::<Live>(&text).is_err(), "nor goes on with it: {wrong}");
+            assert!(allows(&watched.borrow(), "a") && !allows(&watched.borrow(), "c"), "{wrong}");
+        }
+        allow("d", "permissions = [{ action = 'allow', path_regex = '/p[.]S/.' }]");
+        tokio::time::timeout(DEADLINE, watched.wait_for(|policy| allows(policy, "d")))
+            .await
+            .expect("the change is seen")
+            .unwrap();
+        assert!(!allows(&watched.borrow(), "a"));
+    }
+}

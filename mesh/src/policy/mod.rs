@@ -8,6 +8,7 @@
 mod consul;
 mod file;
 mod intentions;
+mod permission;
 mod routes;
 
 use std::sync::Arc;
@@ -17,7 +18,8 @@ use tokio::sync::watch;
 pub use self::{
     consul::watch_consul,
     file::watch_file,
-    intentions::{Action, Decision, Intention, Intentions, PathMatch, Permission},
+    intentions::{Action, Decision, Intention, Intentions},
+    permission::{HeaderMatch, InvalidPermission, PathMatch, Pattern, Permission, ValueMatch},
     routes::{Route, Routes},
 };
 use crate::{Error, config::Config};

@@ -2,17 +2,22 @@
 //! forwards somebody, for that caller too.
 
 use std::{
+    future::{Ready, ready},
     sync::Arc,
     task::{Context, Poll},
 };
 
-use futures::future::{BoxFuture, ready};
+use futures::future::Either;
 use http::{Request, Response};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tonic::{Status, body::Body};
 use tower::Service;
 
-use super::{Remote, context::Refused};
+use super::{
+    Remote,
+    context::Refused,
+    denials::{Denial, Denials},
+};
 use crate::{
     call::Call,
     descriptors,
@@ -21,18 +26,8 @@ use crate::{
     status::{Reason, status},
 };
 
-/// A call that wasn't let through.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Denial {
-    /// Who called.
-    pub peer: String,
-    /// Whom it forwarded; empty where nobody.
-    pub caller: String,
-    /// The gRPC method path; `other` for one that the API hasn't.
-    pub path: &'static str,
-    /// Why.
-    pub reason: &'static str,
-}
+/// How much of a path is logged: it is the caller's own word.
+const LOGGED_PATH: usize = 256;
 
 /// The service of the layer.
 #[derive(Clone)]
@@ -40,7 +35,7 @@ pub(super) struct Authorize<S> {
     inner: S,
     me: Arc<str>,
     policy: watch::Receiver<Arc<Policy>>,
-    denials: mpsc::Sender<Denial>,
+    denials: Denials,
 }
 
 impl<S> Authorize<S> {
@@ -48,33 +43,27 @@ impl<S> Authorize<S> {
         inner: S,
         me: Arc<str>,
         policy: watch::Receiver<Arc<Policy>>,
-        denials: mpsc::Sender<Denial>,
+        denials: Denials,
     ) -> Self {
         Self { inner, me, policy, denials }
     }
 
     fn check(&self, request: &Request<Body>) -> Result<(), Status> {
         let peer = request.extensions().get::<Remote>().and_then(|remote| remote.peer.as_ref());
-        let Some(peer) = peer else {
+        let Some(peer) = peer.map(|peer| &peer.id) else {
             return Err(status(Reason::Denied, "the connection has no identity"));
         };
-        let path = request.uri().path();
         if let Some(Refused(reason)) = request.extensions().get() {
-            return Err(self.deny(&peer.id, None, &peer.id, path, reason));
+            return Err(self.deny(peer, None, peer, request.uri().path(), reason));
         }
         let caller = Call::current().caller.clone();
-        let forwarded = caller.filter(|caller| *caller != peer.id);
+        let forwarded = caller.as_ref().filter(|caller| *caller != peer);
         let policy = self.policy.borrow().clone();
-        for party in [Some(&peer.id), forwarded.as_ref()].into_iter().flatten() {
-            let decision = policy.intentions.decide(party, &self.me, path);
+        for party in [Some(peer), forwarded].into_iter().flatten() {
+            let decision = policy.intentions.decide(party, &self.me, request);
             if !decision.is_allowed() {
-                return Err(self.deny(
-                    &peer.id,
-                    forwarded.as_ref(),
-                    party,
-                    path,
-                    decision.reason(),
-                ));
+                let (path, reason) = (request.uri().path(), decision.reason());
+                return Err(self.deny(peer, forwarded, party, path, reason));
             }
         }
         Ok(())
@@ -88,17 +77,18 @@ impl<S> Authorize<S> {
         path: &str,
         reason: &'static str,
     ) -> Status {
-        let caller = caller.map(ToString::to_string).unwrap_or_default();
-        tracing::warn!(me = %self.me, %peer, caller, path, reason, "call denied");
         let denial = Denial {
-            peer: peer.to_string(),
-            caller,
+            peer: Some(peer.clone()),
+            caller: caller.cloned(),
             // Not the caller's own words: equal denials must be counted as such.
             path: descriptors::label(path),
             reason,
         };
-        // Full means a flood of denials; it is logged and counted all the same.
-        let _ = self.denials.try_send(denial);
+        if self.denials.count(&self.me, denial) {
+            let caller = caller.map_or("", SpiffeId::as_str);
+            let path: String = path.chars().take(LOGGED_PATH).collect();
+            tracing::warn!(me = %self.me, %peer, caller, path, reason, "call denied");
+        }
         status(Reason::Denied, format!("{party} may not call {path} of {}: {reason}", self.me))
     }
 }
@@ -106,11 +96,10 @@ impl<S> Authorize<S> {
 impl<S> Service<Request<Body>> for Authorize<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Status>,
-    S::Future: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = Status;
-    type Future = BoxFuture<'static, Result<Response<Body>, Status>>;
+    type Future = Either<S::Future, Ready<Result<Response<Body>, Status>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
         self.inner.poll_ready(cx)
@@ -118,8 +107,64 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         match self.check(&request) {
-            Ok(()) => Box::pin(self.inner.call(request)),
-            Err(status) => Box::pin(ready(Err(status))),
+            Ok(()) => Either::Left(self.inner.call(request)),
+            Err(status) => Either::Right(ready(Err(status))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::{client::Peer, policy::Intentions};
+
+    fn id(name: &str) -> SpiffeId {
+        SpiffeId::of_service("d", name).unwrap()
+    }
+
+    /// What `b` answers to a request from `peer` on behalf of `caller`, where
+    /// `a` and `proxy` may call it, and how the denial is counted.
+    async fn ask(peer: &str, caller: Option<&str>) -> (Result<(), Status>, Vec<Denial>) {
+        let declared = ["a", "proxy"].map(|name| (name.to_owned(), "b".to_owned()));
+        let intentions = Intentions::compile([], &declared);
+        let policy = watch::channel(Arc::new(Policy { intentions, ..Policy::default() })).1;
+        let inner = tower::service_fn(|_: Request<Body>| async {
+            Ok::<_, Status>(Response::new(Body::empty()))
+        });
+        let denials = Denials::new();
+        let stack = Authorize::new(inner, "b".into(), policy, denials.clone());
+        let mut request = Request::post("/p.S/M").body(Body::empty()).unwrap();
+        let peer = Peer { id: id(peer), serial: String::new() };
+        let address = ([127, 0, 0, 1], 1).into();
+        request.extensions_mut().insert(Remote { address, peer: Some(peer.clone()) });
+        let caller = Some(caller.map_or(peer.id, id));
+        let call = Call { caller, ..Call::default() };
+        let answer = call.scope(async { stack.oneshot(request).await.map(drop) }).await;
+        let taken = denials.take();
+        assert!(taken.values().all(|count| *count == 1));
+        (answer, taken.into_keys().collect())
+    }
+
+    #[tokio::test]
+    async fn the_peer_and_whom_it_forwards_must_both_be_allowed() {
+        assert!(ask("a", None).await.0.is_ok());
+        assert!(ask("proxy", Some("a")).await.0.is_ok());
+        for (peer, caller, denied) in
+            [("c", None, "c"), ("proxy", Some("c"), "c"), ("c", Some("a"), "c")]
+        {
+            let (answer, counted) = ask(peer, caller).await;
+            let status = answer.unwrap_err();
+            assert_eq!(status.code(), tonic::Code::PermissionDenied);
+            assert!(status.message().contains(&format!("/svc/{denied} may not call /p.S/M of b")));
+            let expected = Denial {
+                peer: Some(id(peer)),
+                caller: caller.map(id),
+                path: "other",
+                reason: crate::policy::Decision::DeniedByDefault.reason(),
+            };
+            assert_eq!(counted, [expected]);
         }
     }
 }

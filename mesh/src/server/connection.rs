@@ -32,7 +32,7 @@ use super::{
     streams::Streams,
     tracked::{Tasks, Tracked},
 };
-use crate::{client::Peer, identity::Identity};
+use crate::client::Peer;
 
 /// How many of a peer's errors are answered before the connection is closed.
 const LOCAL_ERROR_RESETS: usize = 1024;
@@ -72,7 +72,8 @@ where
         serve(&door, stream, remote, streams, app, std::future::pending()).await;
         return;
     };
-    let (stream, peer, left) = match secure(tls, stream, door.limits.handshake_timeout).await {
+    let trust = identity.trust();
+    let (stream, peer, chain) = match secure(tls, stream, door.limits.handshake_timeout).await {
         Ok(secured) => secured,
         Err((refusal, why)) => return door.ledger.refused(address, refusal, &why),
     };
@@ -86,24 +87,23 @@ where
     };
     let streams = door.streams(Some(present.own.clone()));
     let remote = Remote { address, peer: Some(peer) };
-    serve(&door, stream, remote, streams, app, end_of_life(identity.clone(), left)).await;
+    serve(&door, stream, remote, streams, app, trust.lost(chain)).await;
 }
 
-/// The TLS handshake: the stream, who is there, and how long its leaf is valid.
+/// The TLS handshake: the stream, who is there, and its certificates.
 async fn secure(
     tls: &TlsAcceptor,
     stream: TcpStream,
     timeout: Duration,
-) -> Result<(TlsStream<TcpStream>, Peer, Duration), (Refusal, String)> {
+) -> Result<(TlsStream<TcpStream>, Peer, Vec<CertificateDer<'static>>), (Refusal, String)> {
     let stream = match tokio::time::timeout(timeout, tls.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(why)) => return Err((refusal(&why), why.to_string())),
         Err(_) => return Err((Refusal::Late, format!("it took longer than {timeout:?}"))),
     };
-    let certificates = stream.get_ref().1.peer_certificates();
-    let left = time_left(certificates);
-    match Peer::from_certificates(certificates) {
-        Some(peer) => Ok((stream, peer, left)),
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+    match Peer::from_certificates(&certificates) {
+        Some(peer) => Ok((stream, peer, certificates)),
         None => Err((Refusal::Certificate, "the peer has no certificate".to_owned())),
     }
 }
@@ -205,29 +205,4 @@ fn builder(door: &Door, streams: Arc<Streams>) -> auto::Builder<Tasks> {
         Port::Edge => builder.http1_only(),
         Port::Admin => builder,
     }
-}
-
-/// How long the peer's leaf will be valid.
-fn time_left(certificates: Option<&[CertificateDer<'_>]>) -> Duration {
-    certificates
-        .and_then(|certificates| x509_parser::parse_x509_certificate(certificates.first()?).ok())
-        .and_then(|(_, leaf)| leaf.validity().time_to_expiration())
-        .and_then(|left| Duration::try_from(left).ok())
-        .unwrap_or_default()
-}
-
-/// Waits until the peer's leaf expires, or the roots it was judged by change:
-/// then the connection has to prove itself anew.
-async fn end_of_life(mut identity: Identity, expires: Duration) {
-    let roots = identity.current().roots_pem.clone();
-    let changed = async {
-        loop {
-            identity.changed().await;
-            if identity.current().roots_pem != roots {
-                return;
-            }
-        }
-    };
-    // The leaf's end is as good a reason.
-    let _ = tokio::time::timeout(expires, changed).await;
 }

@@ -8,7 +8,7 @@ use opentelemetry::{
     metrics::{Counter, UpDownCounter},
 };
 
-use super::throttle::Throttle;
+use crate::telemetry::Throttle;
 use crate::telemetry::label;
 
 /// Why a connection wasn't taken.
@@ -141,7 +141,7 @@ impl Ledger {
     pub(super) fn refused(&self, address: SocketAddr, refusal: Refusal, why: &str) {
         let reason = refusal.as_str();
         self.refused.add(1, &[self.service.clone(), label("reason", reason)]);
-        let Some(more) = self.lines[refusal as usize].pass() else { return };
+        let Some(more) = self.lines[refusal as usize].admit() else { return };
         match refusal {
             Refusal::Late | Refusal::Certificate | Refusal::Handshake => {
                 tracing::warn!(me = self.me, %address, why, more, "handshake refused");
@@ -151,7 +151,7 @@ impl Ledger {
     }
 
     pub(super) fn cannot_accept(&self, why: &std::io::Error) {
-        if let Some(more) = self.failing.pass() {
+        if let Some(more) = self.failing.admit() {
             tracing::warn!(me = self.me, %why, more, "can't accept connections");
         }
     }
@@ -178,7 +178,7 @@ impl Drop for Opened<'_> {
         ledger.closed.add(1, &[ledger.service.clone(), label("reason", reason)]);
         tracing::debug!(me = ledger.me, %address, reason, "connection ended");
         if *ending == Ending::Resets
-            && let Some(more) = ledger.abuse.pass()
+            && let Some(more) = ledger.abuse.admit()
         {
             let why = "most of its requests were cancelled at once: `limits.resets`";
             tracing::warn!(me = ledger.me, %address, why, more, "connection closed");

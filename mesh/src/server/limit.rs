@@ -26,13 +26,12 @@ use super::{
     quota::{Place, Room},
     received::Received,
     streams::Stream,
-    throttle::Throttle,
 };
 use crate::{
     config::LimitsConfig,
     descriptors,
     status::{Reason, status},
-    telemetry::label,
+    telemetry::{Throttle, label},
 };
 
 /// The service of the layer.
@@ -90,7 +89,7 @@ impl Gate {
     fn refuse(&self, remote: Option<&Remote>, path: &str, limit: &'static str) -> Status {
         let labels: [KeyValue; 2] = [label("service", self.me.clone()), label("limit", limit)];
         self.shed.add(1, &labels);
-        if let Some(more) = self.line.pass() {
+        if let Some(more) = self.line.admit() {
             let peer = remote.and_then(|remote| remote.peer.as_ref()).map(|peer| &peer.id);
             let peer = peer.map(ToString::to_string).unwrap_or_default();
             tracing::warn!(me = %self.me, peer, path, limit, more, "call refused: overloaded");

@@ -9,6 +9,7 @@ mod admin;
 mod authorize;
 mod connection;
 mod context;
+mod denials;
 mod ledger;
 mod limit;
 mod listener;
@@ -16,7 +17,6 @@ mod preface;
 mod quota;
 mod received;
 mod streams;
-mod throttle;
 mod tracked;
 
 use std::{
@@ -27,14 +27,14 @@ use std::{
 
 use futures::future::BoxFuture;
 use http::{Request, Response};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tonic::{Status, body::Body, service::Routes};
 use tower::{Service, ServiceBuilder, ServiceExt, layer::layer_fn, util::BoxCloneSyncService};
 
 pub use self::{
     admin::{Admin, Readiness},
-    authorize::Denial,
     connection::Remote,
+    denials::{Denial, Denials},
     listener::{Security, serve},
 };
 use self::{
@@ -52,14 +52,14 @@ use crate::{
 pub type App = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 /// The whole inbound stack of the service `me` around its `routes`. What is
-/// denied is told to `denials` as well.
+/// denied is counted in `denials`.
 pub fn stack(
     me: &str,
     routes: Routes,
     limits: &LimitsConfig,
     policy: watch::Receiver<Arc<Policy>>,
     interceptors: Interceptors,
-    denials: mpsc::Sender<Denial>,
+    denials: Denials,
 ) -> App {
     let me: Arc<str> = me.into();
     let (for_context, for_intercept) = (me.clone(), me.clone());

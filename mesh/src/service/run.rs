@@ -7,7 +7,7 @@ use std::{
 };
 
 use api::lifecycle::v1::ServiceState;
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::net::TcpListener;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -218,10 +218,10 @@ fn serve(
 ) -> Result<tokio::task::JoinHandle<()>, Error> {
     let (security, app) = match surface {
         Surface::Grpc(routes) => {
-            let (denials, denied) = mpsc::channel(denials::QUEUE);
+            let denials = server::Denials::new();
             context.spawn(denials::publish(
                 context.name.into(),
-                denied,
+                denials.clone(),
                 context.outbox()?.clone(),
                 context.stopping(),
             ));

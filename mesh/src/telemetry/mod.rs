@@ -6,6 +6,7 @@
 //! calls make spans.
 
 mod export;
+mod throttle;
 pub mod trace;
 
 use std::time::Duration;
@@ -22,6 +23,7 @@ use tracing_subscriber::{
     EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
+pub(crate) use self::throttle::Throttle;
 use crate::{
     Error,
     config::{Config, LogFormat},

@@ -6,7 +6,7 @@ use fake_consul::FakeConsul;
 use serde_json::json;
 
 use super::*;
-use crate::{identity::SpiffeId, policy::Decision};
+use crate::{fuzz::Change, identity::SpiffeId, policy::Decision};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const PATH: &str = "/p.S/M";
@@ -21,7 +21,7 @@ fn config(agent: &FakeConsul, toml: &str) -> Config {
 
 fn decide(policy: &Policy, source: &str, destination: &str, path: &str) -> Decision {
     let source = SpiffeId::of_service("d", source).unwrap();
-    policy.intentions.decide(&source, destination, path)
+    policy.intentions.decide(&source, destination, &http::Request::post(path).body(()).unwrap())
 }
 
 async fn until(watched: &mut watch::Receiver<Arc<Policy>>, holds: impl Fn(&Policy) -> bool) {
@@ -78,12 +78,49 @@ async fn permissions_are_decided_by_path() {
 }
 
 #[tokio::test]
+async fn permissions_are_decided_by_regex_header_and_method() {
+    let agent = FakeConsul::start().await;
+    let http = json!({
+        "PathRegex": "/p[.]S/(M|N)",
+        "Methods": ["POST"],
+        "Header": [
+            { "Name": "X-Tenant", "Exact": "Blue", "IgnoreCase": true },
+            { "Name": "x-debug", "Present": true, "Invert": true },
+            { "Name": "x-user", "Regex": "[a-z]+" },
+        ],
+    });
+    agent.set_permissions("a", "b", json!([{ "Action": "allow", "HTTP": http }]));
+    let watched = watch_consul(&config(&agent, ""), &[]).await.unwrap();
+    let policy = watched.borrow();
+    let a = SpiffeId::of_service("d", "a").unwrap();
+    let decide = |path: &str, headers: &[(&str, &str)]| {
+        let mut request = http::Request::post(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        policy.intentions.decide(&a, "b", &request.body(()).unwrap()).is_allowed()
+    };
+    let good = [("x-tenant", "blue"), ("x-user", "ann")];
+    assert!(decide("/p.S/M", &good));
+    assert!(!decide("/p.S/MN", &good));
+    assert!(!decide("/p.S/M", &good[..1]));
+    assert!(!decide("/p.S/M", &[("x-tenant", "blue"), ("x-user", "ann2")]));
+    assert!(!decide("/p.S/M", &[good[0], good[1], ("x-debug", "")]));
+}
+
+#[tokio::test]
 async fn a_condition_that_is_not_known_fails_closed() {
     let agent = FakeConsul::start().await;
+    let header = |condition: serde_json::Value| json!({ "PathPrefix": "/", "Header": [condition] });
     let unknown = [
-        json!({ "PathRegex": "/p.*" }),
-        json!({ "PathPrefix": "/", "Header": [{ "Name": "x", "Exact": "y" }] }),
+        json!({ "PathRegex": "(" }),
+        json!({ "PathRegex": "a".repeat(2000) }),
+        json!({ "PathPrefix": "/", "PathExact": "/z.S/M" }),
+        json!({ "PathPrefix": "/", "Methods": ["P OST"] }),
         json!({ "PathPrefix": "/", "FromAConsulOfTomorrow": true }),
+        header(json!({ "Name": "x" })),
+        header(json!({ "Name": ":authority", "Present": true })),
+        header(json!({ "Name": "x", "Present": true, "FromAConsulOfTomorrow": 1 })),
     ];
     for (n, http) in unknown.iter().enumerate() {
         let allow_all = json!({ "Action": "allow", "HTTP": { "PathPrefix": "/" } });
@@ -92,9 +129,9 @@ async fn a_condition_that_is_not_known_fails_closed() {
         let deny = json!([{ "Action": "deny", "HTTP": http }, allow_all]);
         agent.set_permissions("a", &format!("deny-{n}"), deny);
     }
-    let jwt =
-        json!([{ "Action": "allow", "HTTP": { "PathPrefix": "/" }, "JWT": { "Providers": [{}] } }]);
-    agent.set_permissions("a", "jwt", jwt);
+    let jwt = json!({ "Providers": [{ "Name": "okta" }] });
+    let allow = json!([{ "Action": "allow", "HTTP": { "PathPrefix": "/" }, "JWT": jwt }]);
+    agent.set_permissions("a", "jwt", allow);
     let watched = watch_consul(&config(&agent, ""), &[]).await.unwrap();
     let policy = watched.borrow();
     for n in 0..unknown.len() {
@@ -104,6 +141,39 @@ async fn a_condition_that_is_not_known_fails_closed() {
         }
     }
     assert_eq!(decide(&policy, "a", "jwt", PATH), Decision::DeniedByIntention);
+}
+
+#[test]
+fn an_intention_with_a_condition_that_is_not_known_denies_its_pair() {
+    let permissions = json!([{ "Action": "allow", "HTTP": { "PathPrefix": "/" } }]);
+    for (condition, expected) in [
+        (json!({ "Description": "a note", "Precedence": 9, "SourceType": "consul" }), true),
+        (json!({ "SourceNS": "default", "DestinationNS": "default" }), true),
+        (json!({ "JWT": { "Providers": [{ "Name": "okta" }] } }), false),
+        (json!({ "SourceSamenessGroup": "near" }), false),
+        (json!({ "SourceType": "external" }), false),
+        (json!({ "FromAConsulOfTomorrow": { "If": "monday" } }), false),
+        (json!({ "Action": "from-a-consul-of-tomorrow" }), false),
+        // About callers that can't be of this mesh.
+        (json!({ "SourcePeer": "elsewhere" }), false),
+        (json!({ "SourceNS": "elsewhere" }), false),
+        (json!({ "DestinationPartition": "elsewhere" }), false),
+    ] {
+        for said in [json!({ "Action": "allow" }), json!({ "Permissions": permissions })] {
+            let mut theirs = json!({ "SourceName": "a", "DestinationName": "b" });
+            for fields in [&said, &condition] {
+                theirs.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            }
+            let intention = compile::intention(serde_json::from_value(theirs).unwrap());
+            let intentions = Intentions::compile(intention, &[]);
+            let policy = Policy { intentions, ..Policy::default() };
+            assert_eq!(
+                decide(&policy, "a", "b", PATH).is_allowed(),
+                expected,
+                "{condition} {said}"
+            );
+        }
+    }
 }
 
 #[tokio::test]
@@ -140,4 +210,47 @@ async fn until_consul_has_told_its_intentions_every_call_is_denied() {
     tokio::time::resume();
     agent.restart().await;
     until(&mut watched, |p| decide(p, "a", "b", PATH).is_allowed()).await;
+}
+
+#[test]
+fn any_answer_is_intentions_that_decide_or_an_error() {
+    let sound = json!([
+        { "SourceName": "a", "DestinationName": "b", "Action": "deny", "SourceNS": "default" },
+        { "SourceName": "*", "DestinationName": "b", "JWT": { "Providers": [{ "Name": "o" }] } },
+        { "SourceName": "a", "DestinationName": "*", "Permissions": [{
+            "Action": "allow",
+            "HTTP": {
+                "PathRegex": "/p.*", "Methods": ["POST"],
+                "Header": [{ "Name": "x", "Exact": "y", "Invert": true }],
+            },
+        }] },
+    ]);
+    let read = |bytes: &[u8]| {
+        let Ok(all) = serde_json::from_slice::<Vec<endpoints::Intention>>(bytes) else { return };
+        let all: Vec<Intention> = all.into_iter().filter_map(compile::intention).collect();
+        let policy = Policy { intentions: Intentions::compile(all, &[]), ..Policy::default() };
+        for (source, destination) in [("a", "b"), ("a", "c"), ("c", "b")] {
+            decide(&policy, source, destination, PATH);
+        }
+    };
+    bolero::check!().with_iterations(1000).for_each(|bytes: &[u8]| read(bytes));
+    bolero::check!().with_iterations(500).with_type::<Vec<Change>>().for_each(|changes| {
+        let mut answer = sound.clone();
+        changes.iter().for_each(|change| change.apply(&mut answer));
+        read(answer.to_string().as_bytes());
+    });
+}
+
+#[test]
+fn any_text_under_the_key_is_routes_or_changes_nothing() {
+    let mut layered = Layered {
+        declared: vec![],
+        file: Default::default(),
+        intentions: None,
+        routes: Default::default(),
+    };
+    bolero::check!().with_iterations(1000).with_max_len(256).for_each(|bytes: &[u8]| {
+        layered.take_routes(Some(String::from_utf8_lossy(bytes).into_owned()));
+        let _ = layered.compile();
+    });
 }

@@ -194,3 +194,30 @@ async fn deregistering_ends_also_when_consul_hangs() {
     agent.hang();
     tokio::time::timeout(DEADLINE, a.deregister()).await.unwrap();
 }
+
+#[test]
+fn any_answer_is_instances_or_an_error() {
+    let sound = serde_json::json!([{
+        "Node": { "Address": "127.0.0.1" },
+        "Service": {
+            "ID": "a-1", "Address": "", "Port": 7000,
+            "Meta": { "version": "1.2.3", "admin": "127.0.0.1:1", "packages": "p.v1,q.v1" },
+        },
+        "Checks": [{ "Status": "passing" }],
+    }]);
+    let read = |bytes: &[u8]| {
+        let Ok(entries) = serde_json::from_slice::<Vec<Entry>>(bytes) else { return };
+        for entry in entries {
+            let id = entry.service.id.clone();
+            assert!(super::instance("a", entry).is_none_or(|instance| instance.id == id));
+        }
+    };
+    bolero::check!().with_iterations(1000).for_each(|bytes: &[u8]| read(bytes));
+    bolero::check!().with_iterations(1000).with_type::<Vec<crate::fuzz::Change>>().for_each(
+        |changes| {
+            let mut answer = sound.clone();
+            changes.iter().for_each(|change| change.apply(&mut answer));
+            read(answer.to_string().as_bytes());
+        },
+    );
+}

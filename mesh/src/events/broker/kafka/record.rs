@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bytes::Bytes;
 use rdkafka::{
     Message,
-    message::{BorrowedMessage, Header, Headers, OwnedHeaders},
+    message::{Header, Headers, OwnedHeaders},
 };
 
 use crate::events::{Event, broker::Delivery, broker::Undecodable, event::Attributes};
@@ -35,7 +35,7 @@ pub(super) fn headers(attributes: &Attributes) -> OwnedHeaders {
 }
 
 /// The delivery that `message` is, whatever it holds.
-pub(super) fn delivery(message: &BorrowedMessage<'_>) -> Delivery {
+pub(super) fn delivery(message: &impl Message) -> Delivery {
     let data = Bytes::copy_from_slice(message.payload().unwrap_or_default());
     // rdkafka panics at a header whose name isn't UTF-8, and offers no other way
     // to read headers: such a record must not end the consumer.
@@ -52,7 +52,7 @@ pub(super) fn delivery(message: &BorrowedMessage<'_>) -> Delivery {
     }
 }
 
-fn attributes(message: &BorrowedMessage<'_>) -> Result<Attributes, String> {
+fn attributes(message: &impl Message) -> Result<Attributes, String> {
     let mut pairs = Vec::new();
     let mut traceparent = None;
     for header in message.headers().into_iter().flat_map(Headers::iter) {
@@ -86,4 +86,101 @@ fn attributes(message: &BorrowedMessage<'_>) -> Result<Attributes, String> {
     }
     pairs.extend(traceparent);
     Attributes::from_pairs(pairs).map_err(|why| why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use bolero::TypeGenerator;
+    use rdkafka::{Timestamp, message::OwnedMessage};
+
+    use super::*;
+
+    /// A record as a foreign publisher may write it.
+    #[derive(Debug, TypeGenerator)]
+    struct Foreign {
+        key: Option<Vec<u8>>,
+        payload: Option<Vec<u8>>,
+        /// The name, and the value: one of those that mean something, or any.
+        headers: Vec<(u8, u8, Option<Vec<u8>>)>,
+        sound: bool,
+    }
+
+    const NAMES: [&str; 12] = [
+        "ce_specversion",
+        "ce_id",
+        "ce_source",
+        "ce_type",
+        "ce_time",
+        "ce_correlationid",
+        "content-type",
+        "traceparent",
+        "ce_traceparent",
+        "ce_datacontenttype",
+        "ce_",
+        "x",
+    ];
+    const VALUES: [&[u8]; 8] = [
+        b"1.0",
+        b"a",
+        b"",
+        b"\xff",
+        b"2026-11-21T00:00:00Z",
+        b"9999-12-31T23:59:59-23:59",
+        b"0000-01-01T00:00:00+23:59",
+        b"2016-12-31T23:59:60.999999999Z",
+    ];
+
+    impl Foreign {
+        fn message(&self) -> OwnedMessage {
+            let sound: [(&str, &[u8]); 5] = [
+                ("ce_specversion", b"1.0"),
+                ("ce_id", b"1"),
+                ("ce_source", b"/s"),
+                ("ce_type", b"t"),
+                ("ce_time", b"2026-11-21T00:00:00Z"),
+            ];
+            let mut headers = OwnedHeaders::new();
+            for (key, value) in sound.iter().filter(|_| self.sound) {
+                headers = headers.insert(Header { key, value: Some(*value) });
+            }
+            for (name, value, any) in &self.headers {
+                let key = NAMES[usize::from(*name) % NAMES.len()];
+                let known = VALUES[usize::from(*value) % VALUES.len()];
+                let value = any.as_deref().unwrap_or(known);
+                headers = headers.insert(Header { key, value: Some(value) });
+            }
+            let (payload, key) = (self.payload.clone(), self.key.clone());
+            let topic = "t".to_owned();
+            OwnedMessage::new(payload, key, topic, Timestamp::NotAvailable, 0, 0, Some(headers))
+        }
+    }
+
+    #[test]
+    fn any_record_is_an_event_that_can_be_published_again_or_says_why_not() {
+        for time in 0..VALUES.len() as u8 {
+            let headers = vec![(4, time, None)];
+            check(&Foreign { key: None, payload: None, headers, sound: true });
+        }
+        let records = bolero::check!().with_iterations(1000).with_max_len(512);
+        records.with_type::<Foreign>().for_each(check);
+    }
+
+    fn check(foreign: &Foreign) {
+        let event = match delivery(&foreign.message()).event {
+            Ok(event) => event,
+            Err(Undecodable { why, .. }) => return assert!(!why.is_empty()),
+        };
+        assert!(!event.attributes.id.is_empty() && !event.attributes.source.is_empty());
+        let again = OwnedMessage::new(
+            Some(event.data.to_vec()),
+            Some(event.attributes.correlationid.clone().into_bytes()),
+            "t".to_owned(),
+            Timestamp::NotAvailable,
+            0,
+            0,
+            Some(headers(&event.attributes)),
+        );
+        let again = delivery(&again).event.expect("what is written is read");
+        assert_eq!(again.attributes.pairs(), event.attributes.pairs());
+    }
 }
