@@ -23,5 +23,6 @@ mod fake_consul {
     crate::fleet::on_consul!(tests::ground::Ground::FakeConsul);
     crate::fleet::on! { tests::ground::Ground::FakeConsul;
         a_consul_that_fails_or_counts_anew_stops_no_call
+        a_consul_that_takes_all_for_sick_stops_no_call
     }
 }

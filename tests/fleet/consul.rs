@@ -131,6 +131,25 @@ pub async fn a_consul_that_fails_or_counts_anew_stops_no_call(ground: Ground) {
     fleet.stop().await;
 }
 
+/// Checks that fail while the instances are well, such as from an agent that
+/// lost its network.
+pub async fn a_consul_that_takes_all_for_sick_stops_no_call(ground: Ground) {
+    let fleet = Fleet::start(ground, 3).await;
+    let load = fleet.load(LOW_RATE).await;
+    let begun = Instant::now();
+    let Some(Consul::Fake(fake)) = &fleet.consul else { unreachable!("it is for the fake") };
+    for status in ["critical", "passing", "critical", "passing"] {
+        for id in fake.services() {
+            fake.set_health(&id, status);
+        }
+        load.run(Duration::from_millis(500)).await;
+    }
+    let report = load.stop().await;
+    report.print(&format!("{ground:?}: all instances are critical, twice"), begun);
+    report.assert_none_failed();
+    fleet.stop().await;
+}
+
 /// A watch that began before the fault, as the load's did.
 async fn watched(fleet: &Fleet) -> watch::Receiver<Snapshot> {
     registry::registry(&fleet.config()).unwrap().watch(SERVICE).await.unwrap()
