@@ -144,15 +144,15 @@ impl Ledger {
         let Some(more) = self.lines[refusal as usize].admit() else { return };
         match refusal {
             Refusal::Late | Refusal::Certificate | Refusal::Handshake => {
-                tracing::warn!(me = self.me, %address, why, more, "handshake refused");
+                tracing::warn!(me = %self.me, %address, why, more, "handshake refused");
             }
-            _ => tracing::warn!(me = self.me, %address, why, more, "connection refused"),
+            _ => tracing::warn!(me = %self.me, %address, why, more, "connection refused"),
         }
     }
 
     pub(super) fn cannot_accept(&self, why: &std::io::Error) {
         if let Some(more) = self.failing.admit() {
-            tracing::warn!(me = self.me, %why, more, "can't accept connections");
+            tracing::warn!(me = %self.me, %why, more, "can't accept connections");
         }
     }
 }
@@ -176,12 +176,12 @@ impl Drop for Opened<'_> {
         let reason = ending.as_str();
         ledger.connections.add(-1, std::slice::from_ref(&ledger.service));
         ledger.closed.add(1, &[ledger.service.clone(), label("reason", reason)]);
-        tracing::debug!(me = ledger.me, %address, reason, "connection ended");
+        tracing::debug!(me = %ledger.me, %address, reason, "connection ended");
         if *ending == Ending::Resets
             && let Some(more) = ledger.abuse.admit()
         {
             let why = "most of its requests were cancelled at once: `limits.resets`";
-            tracing::warn!(me = ledger.me, %address, why, more, "connection closed");
+            tracing::warn!(me = %ledger.me, %address, why, more, "connection closed");
         }
     }
 }

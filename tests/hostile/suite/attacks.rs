@@ -56,7 +56,7 @@ async fn other_callers_are_answered_under_every_attack_and_memory_stays_bounded(
         );
         assert!(sessions > 0, "{}: nobody attacked", attack.name());
         assert!(fared.failed.is_empty(), "{}: {:?}", attack.name(), fared.failed);
-        assert!(fared.latencies.len() > 100, "{}: too few calls", attack.name());
+        assert!(fared.latencies.len() > 20, "{}: too few calls", attack.name());
         assert!(grown < MEMORY, "{}: {grown} bytes more", attack.name());
     }
     site.stop().await;
