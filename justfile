@@ -30,6 +30,12 @@ faults:
 bench:
     cargo bench --workspace
 
+# The mesh side by side with tonic and Envoy; the tables go to docs/performance.md
+peers *args:
+    compose/backends install envoy
+    cargo run --release -p benches --features peers --bin peers -- \
+        --envoy "$(compose/backends where envoy)" --write docs/performance.md {{args}}
+
 # Everything in one process
 up *args:
     cargo run --release -- up {{args}}

@@ -1,20 +1,53 @@
 //! What the kernel does for every call and every event, apart from waiting:
-//! deciding an intention, and taking an event apart and putting it together.
+//! looking up whom to call and what is known of a method, deciding an intention,
+//! reading and writing what goes along in headers, and taking an event apart and
+//! putting it together.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that can't go on fails")]
 
+use std::collections::HashMap;
+
 use api::lifecycle::v1::ServiceChanged;
-use divan::{Bencher, black_box};
+use divan::{AllocProfiler, Bencher, black_box};
 use http::Request;
 use mesh::{
+    config::Config,
+    descriptors,
     events::{Attributes, Event},
     identity::SpiffeId,
     policy::{Action, Intention, Intentions},
+    registry::{Registry as _, fixed::StaticRegistry},
     telemetry::trace,
 };
 
+/// What is allocated is part of what is promised.
+#[global_allocator]
+static ALLOCATOR: AllocProfiler = AllocProfiler::system();
+
+const METHOD: &str = "/omnibridge.hooks.v1.HookReceiver/Receive";
+const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
 fn main() {
     divan::main();
+}
+
+/// A service's instances, as every call reads them off what is watched.
+#[divan::bench(args = [3, 100])]
+fn look_up_the_instances(bencher: Bencher<'_, '_>, instances: u16) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let addresses: Vec<String> = (1..=instances).map(|n| format!("10.0.0.1:{n}")).collect();
+    let flags = [("registry", "static:".to_owned())];
+    let mut config = Config::from_sources(None, HashMap::new(), &flags).unwrap();
+    let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+    config.instances.insert("echo".to_owned(), addresses);
+    let registry = StaticRegistry::new(&config).unwrap();
+    let watched = runtime.block_on(registry.watch("echo")).unwrap();
+    bencher.bench(|| watched.borrow().clone());
+}
+
+#[divan::bench]
+fn look_up_a_method() -> bool {
+    descriptors::method(black_box(METHOD)).is_some_and(|method| method.idempotent)
 }
 
 /// The table of a mesh with so many services, each allowed to call the next.
@@ -61,7 +94,13 @@ fn read_a_spiffe_id() -> SpiffeId {
 
 #[divan::bench]
 fn read_a_traceparent() -> bool {
-    trace::parse(black_box("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")).is_some()
+    trace::parse(black_box(TRACEPARENT)).is_some()
+}
+
+#[divan::bench]
+fn write_a_traceparent(bencher: Bencher<'_, '_>) {
+    let context = trace::parse(TRACEPARENT).unwrap();
+    bencher.bench(|| trace::format(black_box(&context)));
 }
 
 fn event() -> Event {
@@ -75,10 +114,30 @@ fn make_a_typed_event() -> Event {
 }
 
 #[divan::bench]
-fn write_and_read_an_events_headers(bencher: Bencher<'_, '_>) {
+fn read_a_typed_event(bencher: Bencher<'_, '_>) {
     let event = event();
-    bencher.bench(|| {
-        let pairs = event.attributes.pairs();
-        Attributes::from_pairs(pairs.into_iter().map(|(name, value)| (name.to_owned(), value)))
-    });
+    bencher.bench(|| event.decode::<ServiceChanged>().unwrap());
+}
+
+#[divan::bench]
+fn write_an_events_headers(bencher: Bencher<'_, '_>) {
+    let event = event();
+    bencher.bench(|| black_box(&event).attributes.pairs().len());
+}
+
+#[divan::bench]
+fn read_an_events_headers(bencher: Bencher<'_, '_>) {
+    let event = event();
+    let pairs = event.attributes.pairs().into_iter().map(|(name, value)| (name.to_owned(), value));
+    let pairs: Vec<_> = pairs.collect();
+    bencher
+        .with_inputs(|| pairs.clone())
+        .bench_values(|pairs| Attributes::from_pairs(pairs).unwrap());
+}
+
+/// The form an event's attributes have in the outbox.
+#[divan::bench]
+fn write_an_events_row(bencher: Bencher<'_, '_>) {
+    let event = event();
+    bencher.bench(|| serde_json::to_string(black_box(&event.attributes)).unwrap());
 }

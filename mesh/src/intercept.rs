@@ -270,12 +270,13 @@ pub(crate) fn code_of(trailers: &HeaderMap) -> Code {
 
 /// Counts and times calls, by service, method, code and direction. Methods that
 /// the API hasn't are counted as `other`, so that callers can't grow the labels.
-pub(crate) struct Metrics {
+pub struct Metrics {
     durations: Histogram<f64>,
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    /// Records by the meter provider of this moment: start telemetry first.
+    pub fn new() -> Self {
         let durations = opentelemetry::global::meter("omnibridge")
             .f64_histogram("omni.call.duration")
             .with_unit("s")
@@ -285,6 +286,12 @@ impl Metrics {
             ])
             .build();
         Self { durations }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

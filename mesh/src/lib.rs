@@ -16,6 +16,7 @@ pub mod events;
 pub mod files;
 #[cfg(test)]
 mod fuzz;
+mod gather;
 pub mod identity;
 pub mod intercept;
 pub mod json;

@@ -1,16 +1,24 @@
 //! One HTTP/2 connection to one instance, over mutual TLS.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls_pki_types::{CertificateDer, ServerName};
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWrite, net::TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 
-use crate::identity::{Identity, SpiffeId, peer_id};
+use crate::{
+    gather::{Release, gather},
+    identity::{Identity, SpiffeId, peer_id},
+};
 
 /// How long connecting and the handshake may take together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -77,15 +85,16 @@ pub(super) async fn connect(
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
         let peer = Peer::from_certificates(&chain)
             .ok_or_else(|| std::io::Error::other("the peer has no certificate"))?;
-        let (send, connection) = http2::Builder::new(TokioExecutor::new())
+        let (stream, release) = gather(stream);
+        let executor = Executor { release: Arc::new(Mutex::new(Some(release))) };
+        let (send, connection) = http2::Builder::new(executor)
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            // Boxed, for hyper has room for it in the task of every request.
-            .handshake(TokioIo::new(Box::new(stream)))
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(std::io::Error::other)?;
         let closed = CancellationToken::new();
@@ -104,4 +113,33 @@ pub(super) async fn connect(
         .await
         .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
     Ok((Connection { send, peer, closed }, trust.lost(chain)))
+}
+
+/// Spawns what hyper needs for a connection: first the task that reads and writes
+/// it, at each of whose polls' end what was gathered has to leave, then one for
+/// each call.
+struct Executor<T> {
+    release: Arc<Mutex<Option<Release<T>>>>,
+}
+
+impl<T> Clone for Executor<T> {
+    fn clone(&self) -> Self {
+        Self { release: self.release.clone() }
+    }
+}
+
+impl<T, F> hyper::rt::Executor<F> for Executor<T>
+where
+    T: AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        match self.release.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            None => tokio::spawn(future),
+            Some(release) => tokio::spawn(async move {
+                tokio::pin!(future);
+                poll_fn(|cx| release.poll(cx, |cx| future.as_mut().poll(cx))).await;
+            }),
+        };
+    }
 }

@@ -7,7 +7,7 @@
 //!                refused                  or cut off ──────┘
 //! ```
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::poll_fn, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use hyper_util::{
@@ -32,7 +32,7 @@ use super::{
     streams::Streams,
     tracked::{Tasks, Tracked},
 };
-use crate::client::Peer;
+use crate::{client::Peer, gather::gather};
 
 /// How many of a peer's errors are answered before the connection is closed.
 const LOCAL_ERROR_RESETS: usize = 1024;
@@ -137,11 +137,12 @@ async fn serve<A, I>(
         Port::Mesh(..) => preface::HTTP2,
         Port::Edge | Port::Admin => 1,
     };
-    let io = TokioIo::new(Preface::new(io, first_bytes, door.limits.handshake_timeout));
+    let io = Preface::new(io, first_bytes, door.limits.handshake_timeout);
+    let (io, release) = gather(io);
     let inner = TowerToHyperService::new(app);
     let service = Tracked { inner, remote, streams: streams.clone() };
     let builder = builder(door, streams.clone());
-    let connection = builder.serve_connection(io, service);
+    let connection = builder.serve_connection(TokioIo::new(io), service);
     tokio::pin!(connection);
 
     let told = async {
@@ -153,15 +154,16 @@ async fn serve<A, I>(
     };
     let ending = tokio::select! {
         // An error is the peer's, and of no more use than that it ended.
-        _ = &mut connection => Ending::Peer,
+        _ = poll_fn(|cx| release.poll(cx, |cx| connection.as_mut().poll(cx))) => Ending::Peer,
         () = streams.abused() => Ending::Resets,
         ending = told => {
             streams.drain();
             connection.as_mut().graceful_shutdown();
+            let rest = poll_fn(|cx| release.poll(cx, |cx| connection.as_mut().poll(cx)));
             tokio::select! {
                 // A stream that goes on for ever must not outlive what its
                 // connection was trusted by.
-                _ = tokio::time::timeout(door.grace, connection) => ending,
+                _ = tokio::time::timeout(door.grace, rest) => ending,
                 () = streams.abused() => Ending::Resets,
             }
         }
