@@ -5,20 +5,24 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that can't go on fails")]
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use api::lifecycle::v1::ServiceChanged;
 use divan::{AllocProfiler, Bencher, black_box};
+use hostile::{Site, site::SERVICE};
 use http::Request;
 use mesh::{
+    client::{Client, InstanceState, UpstreamInstance},
     config::Config,
     descriptors,
     events::{Attributes, Event},
     identity::SpiffeId,
+    intercept::Interceptors,
     policy::{Action, Intention, Intentions},
     registry::{Registry as _, fixed::StaticRegistry},
     telemetry::trace,
 };
+use tokio::sync::watch;
 
 /// What is allocated is part of what is promised.
 #[global_allocator]
@@ -43,6 +47,37 @@ fn look_up_the_instances(bencher: Bencher<'_, '_>, instances: u16) {
     let registry = StaticRegistry::new(&config).unwrap();
     let watched = runtime.block_on(registry.watch("echo")).unwrap();
     bencher.bench(|| watched.borrow().clone());
+}
+
+/// A service's instances looked up, and one chosen by what their calls cost: all
+/// that a call does before it is sent. They are real ones, connected.
+#[divan::bench(args = [1, 3, 30])]
+fn look_up_and_pick(bencher: Bencher<'_, '_>, instances: usize) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let (_site, channel) = runtime.block_on(async {
+        let site = Site::start(|_| {}).await;
+        let mut addresses = vec![site.service];
+        while addresses.len() < instances {
+            addresses.push(site.instance("127.0.0.1:0").await.address);
+        }
+        let flags = [("registry", "static:".to_owned())];
+        let mut config = Config::from_sources(None, HashMap::new(), &flags).unwrap();
+        config.instances.insert(SERVICE.to_owned(), addresses);
+        let registry = Arc::new(StaticRegistry::new(&config).unwrap());
+        let policy = watch::channel(Arc::default()).1;
+        let client = Client::new(site.caller.clone(), registry, policy, Interceptors::default());
+        let channel = client.channel(SERVICE).await.unwrap();
+        let ready = |i: &UpstreamInstance| i.state == InstanceState::Ready;
+        while !client.upstreams().await[0].instances.iter().all(ready) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        (site, channel)
+    });
+    bencher.bench(|| channel.pick().unwrap());
 }
 
 #[divan::bench]

@@ -103,6 +103,14 @@ impl Balance {
         self.shared.endpoints.load_full()
     }
 
+    /// As [`Balance::pick`], without waiting.
+    pub(super) fn try_pick(
+        &self,
+        tried: &[Arc<Endpoint>],
+    ) -> Option<(Arc<Endpoint>, Arc<Connection>)> {
+        self.shared.pick(tried)
+    }
+
     /// The endpoint for a call that those at `tried` didn't answer, and its
     /// connection. Waits a little where there is none.
     ///
@@ -112,7 +120,7 @@ impl Balance {
         &self,
         tried: &[Arc<Endpoint>],
     ) -> Result<(Arc<Endpoint>, Arc<Connection>), Status> {
-        if let Some(picked) = self.shared.pick(tried) {
+        if let Some(picked) = self.try_pick(tried) {
             return Ok(picked);
         }
         let wait = async {

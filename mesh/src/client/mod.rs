@@ -24,6 +24,7 @@ mod whole;
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::{Arc, PoisonError},
     task::{Context, Poll},
 };
@@ -171,6 +172,14 @@ pub struct Channel {
     stack: Stack,
     to: Arc<To>,
     breakers: Arc<Breakers>,
+}
+
+impl Channel {
+    /// Where a call made now would go first, if it needn't wait: the look-up and
+    /// the choice that every call begins with.
+    pub fn pick(&self) -> Option<SocketAddr> {
+        self.to.balance.try_pick(&[]).map(|(endpoint, _)| endpoint.instance.address)
+    }
 }
 
 impl Service<Request<Body>> for Channel {

@@ -58,7 +58,7 @@ impl<S> Authorize<S> {
         }
         let caller = Call::current().caller.clone();
         let forwarded = caller.as_ref().filter(|caller| *caller != peer);
-        let policy = self.policy.borrow().clone();
+        let policy = self.policy.borrow();
         for party in [Some(peer), forwarded].into_iter().flatten() {
             let decision = policy.intentions.decide(party, &self.me, request);
             if !decision.is_allowed() {
