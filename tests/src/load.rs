@@ -130,11 +130,14 @@ pub struct Report {
 }
 
 impl Report {
-    /// Those that failed, by their status, and how many of each there are.
+    /// Those that failed, by their status, and how many of each there are. Times
+    /// and ports differ from call to call: each number is a `#`.
     pub fn failures(&self) -> BTreeMap<String, usize> {
         let mut failures = BTreeMap::new();
         for why in self.samples.iter().filter_map(|sample| sample.outcome.as_ref().err()) {
-            *failures.entry(format!("{:?}: {}", why.code(), why.message())).or_default() += 1;
+            let parts = why.message().split(|c: char| c.is_ascii_digit() || c == '.');
+            let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
+            *failures.entry(format!("{:?}: {}", why.code(), parts.join("#"))).or_default() += 1;
         }
         failures
     }

@@ -185,7 +185,7 @@ impl Keeper {
                     if failures == 0 {
                         tracing::warn!(id = self.id, %why, "can't tell whether it is registered");
                     }
-                    // As what is there is asked for anew: at once.
+                    // Without a hash the next look is answered at once.
                     hash.clear();
                     failures += 1;
                     follow::pause(failures - 1)
