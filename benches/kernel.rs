@@ -53,11 +53,8 @@ fn look_up_the_instances(bencher: Bencher<'_, '_>, instances: u16) {
 /// that a call does before it is sent. They are real ones, connected.
 #[divan::bench(args = [1, 3, 30])]
 fn look_up_and_pick(bencher: Bencher<'_, '_>, instances: usize) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (_site, channel) = runtime.block_on(async {
         let site = Site::start(|_| {}).await;
         let mut addresses = vec![site.service];

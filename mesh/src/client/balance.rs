@@ -155,6 +155,10 @@ impl Shared {
             .iter()
             .map(|instance| match known.get(instance.id.as_str()) {
                 Some(endpoint) if endpoint.instance == *instance => Arc::clone(endpoint),
+                // Its health or its weight: the connection is to the same one.
+                Some(endpoint) if endpoint.instance.address == instance.address => {
+                    Arc::new(endpoint.told_anew(instance.clone()))
+                }
                 _ => {
                     let neighbourhood = &self.neighbourhood;
                     Arc::new(Endpoint::new(instance.clone(), neighbourhood, latency, newcomers))

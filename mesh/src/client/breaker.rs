@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -47,6 +47,9 @@ pub(super) const TELLING_TIMEOUT: Duration = Duration::from_millis(100);
 struct Breaker {
     gate: Gate,
     failures: AtomicU32,
+    origin: Instant,
+    /// When a call was last answered, in microseconds after `origin`.
+    answered: AtomicU64,
 }
 
 /// What a breaker does at the moment.
@@ -63,22 +66,35 @@ pub enum BreakerState {
 
 impl Breaker {
     fn new() -> Self {
-        Self { gate: Gate::new(Instant::now()), failures: AtomicU32::new(0) }
+        let origin = Instant::now();
+        let (failures, answered) = (AtomicU32::new(0), AtomicU64::new(0));
+        Self { gate: Gate::new(origin), failures, origin, answered }
     }
 
     /// Whether that closed it.
-    fn answered(&self) -> bool {
+    fn answered(&self, now: Instant) -> bool {
+        self.answered.store(self.micros(now), Ordering::Relaxed);
         if self.failures.load(Ordering::Relaxed) != 0 {
             self.failures.store(0, Ordering::Relaxed);
         }
         self.gate.answered()
     }
 
-    /// Whether that opened it.
-    fn failed(&self, now: Instant, route: Route) -> bool {
+    /// Whether the failure of a call that began at `started` opened it. Where a
+    /// later one was answered meanwhile, it says nothing of the method: of three
+    /// instances one may hang, and its calls end together.
+    fn failed(&self, started: Instant, now: Instant, route: Route) -> bool {
+        if self.answered.load(Ordering::Relaxed) > self.micros(started) {
+            return false;
+        }
         let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         self.gate.failed(now, route.breaker_open)
             || (failures >= route.breaker_failures && self.gate.shut(now, route.breaker_open))
+    }
+
+    fn micros(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.origin).as_micros();
+        u64::try_from(since).unwrap_or(u64::MAX)
     }
 }
 
@@ -178,13 +194,13 @@ where
             match &response {
                 Ok(response) => match code_so_far(response) {
                     Some(Code::Unavailable | Code::DeadlineExceeded) => {
-                        if breaker.failed(now, route) {
+                        if breaker.failed(started, now, route) {
                             tracing::warn!(%service, method, "its breaker opens");
                             metrics.breaker(&service, method, "open");
                         }
                     }
                     _ => {
-                        if breaker.answered() {
+                        if breaker.answered(now) {
                             tracing::info!(%service, method, "its breaker closes");
                             metrics.breaker(&service, method, "closed");
                         }
@@ -194,7 +210,7 @@ where
                     if status.code() == Code::DeadlineExceeded
                         && now - started >= TELLING_TIMEOUT =>
                 {
-                    if breaker.failed(now, route) {
+                    if breaker.failed(started, now, route) {
                         tracing::warn!(%service, method, "its breaker opens: no answers in time");
                         metrics.breaker(&service, method, "open");
                     }
@@ -210,22 +226,32 @@ where
 mod tests {
     use super::*;
 
+    const MS: Duration = Duration::from_millis(1);
+
     #[test]
     fn five_failures_in_a_row_open_it_and_one_answer_closes_it() {
-        let now = Instant::now();
         let (breaker, route) = (Breaker::new(), Route::default());
-        for _ in 0..4 {
-            assert!(!breaker.failed(now, route));
-        }
-        breaker.answered();
-        for _ in 0..4 {
-            assert!(!breaker.failed(now, route));
-        }
-        assert!(breaker.failed(now, route), "the fifth in a row");
+        let mut now = Instant::now();
+        let fail = |now: &mut Instant| {
+            let started = *now + MS;
+            *now = started + MS;
+            breaker.failed(started, *now, route)
+        };
+        assert!((0..4).all(|_| !fail(&mut now)));
+        breaker.answered(now);
+        assert!((0..4).all(|_| !fail(&mut now)));
+        assert!(fail(&mut now), "the fifth in a row");
         assert_eq!(breaker.gate.admits(now), Admission::No);
         let then = now + 2 * route.breaker_open;
         assert_eq!(breaker.gate.admits(then), Admission::Probe);
-        assert!(breaker.answered());
+        assert!(breaker.answered(then));
         assert_eq!(breaker.gate.admits(then), Admission::Yes);
+    }
+
+    #[test]
+    fn calls_that_fail_together_while_later_ones_are_answered_do_not_open_it() {
+        let (breaker, route, started) = (Breaker::new(), Route::default(), Instant::now());
+        breaker.answered(started + MS);
+        assert!((0..20).all(|_| !breaker.failed(started, started + 1000 * MS, route)));
     }
 }

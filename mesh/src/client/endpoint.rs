@@ -30,9 +30,9 @@ const FIRST_SHARE: f64 = 0.1;
 /// An instance of a service.
 pub(super) struct Endpoint {
     pub(super) instance: Instance,
-    pub(super) link: Link,
-    pub(super) load: Load,
-    pub(super) ejection: Ejection,
+    pub(super) link: Arc<Link>,
+    pub(super) load: Arc<Load>,
+    pub(super) ejection: Arc<Ejection>,
     metrics: Arc<Metrics>,
     weight: f64,
     /// When it came, if others were there before it.
@@ -69,12 +69,25 @@ impl Endpoint {
         let Neighbourhood { identity, crowd, changed, metrics } = neighbourhood.clone();
         let now = Instant::now();
         Self {
-            link: Link::keep(instance.clone(), identity, changed),
-            load: Load::new(now, latency),
-            ejection: Ejection::new(crowd, now),
+            link: Arc::new(Link::keep(instance.clone(), identity, changed)),
+            load: Arc::new(Load::new(now, latency)),
+            ejection: Arc::new(Ejection::new(crowd, now)),
             metrics,
             weight: f64::from(instance.weight.get()),
             newcomer_since: newcomer.then_some(now),
+            instance,
+        }
+    }
+
+    /// The same endpoint, where the registry says something else of it.
+    pub(super) fn told_anew(&self, instance: Instance) -> Self {
+        Self {
+            link: self.link.clone(),
+            load: self.load.clone(),
+            ejection: self.ejection.clone(),
+            metrics: self.metrics.clone(),
+            weight: f64::from(instance.weight.get()),
+            newcomer_since: self.newcomer_since,
             instance,
         }
     }

@@ -48,7 +48,6 @@ struct Shared {
     failure: Mutex<Option<String>>,
     /// Whether a call went over the connection since it was opened.
     used: AtomicBool,
-    idle: AtomicBool,
     wanted: Notify,
 }
 
@@ -60,7 +59,6 @@ impl Link {
             connection: ArcSwapOption::empty(),
             failure: Mutex::new(None),
             used: AtomicBool::new(true),
-            idle: AtomicBool::new(false),
             wanted: Notify::new(),
         });
         let keeper = keep(shared.clone(), instance, identity, changed);
@@ -80,7 +78,8 @@ impl Link {
     /// needed it, one is made.
     pub(super) fn is_open(&self) -> bool {
         let open = self.shared.connection.load().as_ref().is_some_and(|c| c.is_open());
-        if !open && self.shared.idle.load(Ordering::Relaxed) {
+        if !open {
+            // Kept for the keeper, should it only be about to wait.
             self.shared.wanted.notify_one();
         }
         open
@@ -160,9 +159,7 @@ async fn keep(
             pause = FIRST_PAUSE;
         }
         if !shared.used.load(Ordering::Relaxed) {
-            shared.idle.store(true, Ordering::Relaxed);
             shared.wanted.notified().await;
-            shared.idle.store(false, Ordering::Relaxed);
         }
     }
 }

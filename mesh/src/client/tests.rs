@@ -391,6 +391,30 @@ async fn another_service_at_a_known_address_gets_no_call() {
 }
 
 #[tokio::test]
+async fn an_instance_that_falls_ill_and_recovers_keeps_its_connection() {
+    let mesh = Mesh::new("");
+    let server = mesh.server("called", always_ok).await;
+    mesh.are(&[&server]);
+    let client = mesh.client().await;
+    let channel = client.channel("called").await.unwrap();
+    let peer = |answer: Response<Body>| answer.extensions().get::<Arc<Peer>>().cloned().unwrap();
+    let before = peer(call(&channel, IDEMPOTENT).await.unwrap());
+    for healthy in [false, true] {
+        let told = Instance { healthy, ..server.instance.clone() };
+        mesh.instances.send_replace(Arc::from([told]));
+        let seen = async {
+            let state = if healthy { InstanceState::Ready } else { InstanceState::Unhealthy };
+            while client.upstreams().await[0].instances[0].state != state {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, seen).await.unwrap();
+        let now = peer(call(&channel, IDEMPOTENT).await.unwrap());
+        assert!(Arc::ptr_eq(&before, &now), "another connection");
+    }
+}
+
+#[tokio::test]
 async fn an_idle_client_finds_an_instance_that_came_back() {
     let mesh = Mesh::new("");
     let server = mesh.server("called", always_ok).await;
