@@ -138,7 +138,7 @@ mod tests {
         let mut request = Request::post("/p.S/M").body(Body::empty()).unwrap();
         let peer = Peer { id: id(peer), serial: String::new() };
         let address = ([127, 0, 0, 1], 1).into();
-        request.extensions_mut().insert(Remote { address, peer: Some(peer.clone()) });
+        request.extensions_mut().insert(Remote { address, peer: Some(Arc::new(peer.clone())) });
         let caller = Some(caller.map_or(peer.id, id));
         let call = Call { caller, ..Call::default() };
         let answer = call.scope(async { stack.oneshot(request).await.map(drop) }).await;

@@ -9,6 +9,7 @@
 
 use std::{convert::Infallible, future::poll_fn, net::SocketAddr, sync::Arc, time::Duration};
 
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use http::{Request, Response};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -51,7 +52,7 @@ pub struct Remote {
     /// Its address.
     pub address: SocketAddr,
     /// Its identity; only on the mesh port, and there always.
-    pub peer: Option<Peer>,
+    pub peer: Option<Arc<Peer>>,
 }
 
 /// Secures and serves what was accepted, to its end.
@@ -86,7 +87,7 @@ where
         return door.ledger.refused(address, refusal, &why);
     };
     let streams = door.streams(Some(present.own.clone()));
-    let remote = Remote { address, peer: Some(peer) };
+    let remote = Remote { address, peer: Some(Arc::new(peer)) };
     serve(&door, stream, remote, streams, app, trust.lost(chain)).await;
 }
 
@@ -150,23 +151,28 @@ async fn serve<A, I>(
             () = expired => Ending::Expired,
             () = streams.idle(door.limits.idle_timeout) => Ending::Idle,
             () = stopped(door, &streams) => Ending::Drain,
+            () = streams.abused() => Ending::Resets,
         }
     };
+    // Looked at when it is woken itself, not whenever the connection is.
+    let mut told = FuturesUnordered::from_iter([told]);
     let ending = tokio::select! {
         // An error is the peer's, and of no more use than that it ended.
         _ = poll_fn(|cx| release.poll(cx, |cx| connection.as_mut().poll(cx))) => Ending::Peer,
-        () = streams.abused() => Ending::Resets,
-        ending = told => {
-            streams.drain();
-            connection.as_mut().graceful_shutdown();
-            let rest = poll_fn(|cx| release.poll(cx, |cx| connection.as_mut().poll(cx)));
-            tokio::select! {
-                // A stream that goes on for ever must not outlive what its
-                // connection was trusted by.
-                _ = tokio::time::timeout(door.grace, rest) => ending,
-                () = streams.abused() => Ending::Resets,
+        Some(ending) = told.next() => match ending {
+            Ending::Resets => ending,
+            ending => {
+                streams.drain();
+                connection.as_mut().graceful_shutdown();
+                let rest = poll_fn(|cx| release.poll(cx, |cx| connection.as_mut().poll(cx)));
+                tokio::select! {
+                    // A stream that goes on for ever must not outlive what its
+                    // connection was trusted by.
+                    _ = tokio::time::timeout(door.grace, rest) => ending,
+                    () = streams.abused() => Ending::Resets,
+                }
             }
-        }
+        },
     };
     opened.ended(ending);
 }
