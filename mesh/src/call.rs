@@ -2,7 +2,10 @@
 //! server's stack sets it for the time a handler runs; the client's stack hands
 //! it on.
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::Future,
+    sync::{Arc, LazyLock},
+};
 
 use opentelemetry::trace::SpanContext;
 use tokio::time::Instant;
@@ -30,7 +33,8 @@ tokio::task_local! {
 impl Call {
     /// The call that the current task answers; an empty one outside of any.
     pub fn current() -> Arc<Self> {
-        CURRENT.try_with(Arc::clone).unwrap_or_default()
+        static NONE: LazyLock<Arc<Call>> = LazyLock::new(Arc::default);
+        CURRENT.try_with(Arc::clone).unwrap_or_else(|_| NONE.clone())
     }
 
     /// Runs `future` as part of this call.

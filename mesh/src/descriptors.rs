@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::LazyLock};
 
+use foldhash::fast::RandomState;
 use prost_reflect::{DescriptorPool, MethodDescriptor};
 use prost_types::method_options::IdempotencyLevel;
 
@@ -10,7 +11,8 @@ pub static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
     DescriptorPool::decode(api::DESCRIPTORS).expect("build.rs wrote what protox had checked")
 });
 
-static METHODS: LazyLock<HashMap<String, Method>> = LazyLock::new(|| {
+/// Hashed for speed: its keys are the API's own, and nobody adds to them.
+static METHODS: LazyLock<HashMap<String, Method, RandomState>> = LazyLock::new(|| {
     let services = POOL.services();
     services
         .flat_map(|service| service.methods().collect::<Vec<_>>())

@@ -15,20 +15,21 @@ use std::{
     time::Duration,
 };
 
+use foldhash::fast::RandomState;
 use futures::future::{BoxFuture, ready};
 use http::{Request, Response};
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 use tonic::{Code, Status, body::Body};
 use tower::Service;
 
 use super::{
     gate::{Admission, Gate},
-    metrics::Metrics,
+    retry::To,
 };
 use crate::{
     descriptors,
     intercept::code_so_far,
-    policy::{Policy, Route},
+    policy::Route,
     status::{Reason, status_after},
 };
 
@@ -100,7 +101,7 @@ impl Breaker {
 
 /// The breakers of one service, one for each method.
 pub(super) struct Breakers {
-    by_method: HashMap<&'static str, Breaker>,
+    by_method: HashMap<&'static str, Breaker, RandomState>,
     /// For methods that the API hasn't.
     other: Breaker,
 }
@@ -136,21 +137,12 @@ impl Breakers {
 #[derive(Clone)]
 pub(super) struct Break<S> {
     inner: S,
-    service: Arc<str>,
-    breakers: Arc<Breakers>,
-    policy: watch::Receiver<Arc<Policy>>,
-    metrics: Arc<Metrics>,
+    to: Arc<To>,
 }
 
 impl<S> Break<S> {
-    pub(super) fn new(
-        inner: S,
-        service: Arc<str>,
-        breakers: Arc<Breakers>,
-        policy: watch::Receiver<Arc<Policy>>,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        Self { inner, service, breakers, policy, metrics }
+    pub(super) fn new(inner: S, to: Arc<To>) -> Self {
+        Self { inner, to }
     }
 }
 
@@ -169,40 +161,40 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
-        let route = self.policy.borrow().routes.of(path);
+        let route = self.to.policy.borrow().routes.of(path);
         if route.breaker_failures == 0 {
             return Box::pin(self.inner.call(request));
         }
         let method = descriptors::label(path);
-        let breakers = self.breakers.clone();
         let started = Instant::now();
-        let gate = &breakers.of(method).gate;
+        let gate = &self.to.breakers.of(method).gate;
         if gate.admits(started) == Admission::No {
             let left = gate.left(started).unwrap_or_default();
             let message = format!(
                 "the last calls of {method} of {} failed; no more are made for {left:?}",
-                self.service
+                self.to.balance.service()
             );
             return Box::pin(ready(Err(status_after(Reason::CircuitOpen, message, left))));
         }
-        let (service, metrics) = (self.service.clone(), self.metrics.clone());
+        let to = self.to.clone();
         let response = self.inner.call(request);
         Box::pin(async move {
             let response = response.await;
-            let breaker = breakers.of(method);
+            let breaker = to.breakers.of(method);
+            let service = to.balance.service();
             let now = Instant::now();
             match &response {
                 Ok(response) => match code_so_far(response) {
                     Some(Code::Unavailable | Code::DeadlineExceeded) => {
                         if breaker.failed(started, now, route) {
                             tracing::warn!(%service, method, "its breaker opens");
-                            metrics.breaker(&service, method, "open");
+                            to.metrics.breaker(service, method, "open");
                         }
                     }
                     _ => {
                         if breaker.answered(now) {
                             tracing::info!(%service, method, "its breaker closes");
-                            metrics.breaker(&service, method, "closed");
+                            to.metrics.breaker(service, method, "closed");
                         }
                     }
                 },
@@ -212,7 +204,7 @@ where
                 {
                     if breaker.failed(started, now, route) {
                         tracing::warn!(%service, method, "its breaker opens: no answers in time");
-                        metrics.breaker(&service, method, "open");
+                        to.metrics.breaker(service, method, "open");
                     }
                 }
                 Err(_) => {}

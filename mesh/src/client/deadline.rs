@@ -12,18 +12,15 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body as _, Frame};
-use tokio::{
-    sync::watch,
-    time::{Instant, Sleep},
-};
+use tokio::time::{Instant, Sleep};
 use tonic::{Status, body::Body};
 use tower::Service;
 
+use super::retry::To;
 use crate::{
     call::Call,
     descriptors,
     intercept::code_so_far,
-    policy::Policy,
     status::{Reason, status},
 };
 
@@ -43,17 +40,17 @@ pub(super) struct By(pub(super) Instant);
 #[derive(Clone)]
 pub(super) struct Deadline<S> {
     inner: S,
-    policy: watch::Receiver<Arc<Policy>>,
+    to: Arc<To>,
 }
 
 impl<S> Deadline<S> {
-    pub(super) fn new(inner: S, policy: watch::Receiver<Arc<Policy>>) -> Self {
-        Self { inner, policy }
+    pub(super) fn new(inner: S, to: Arc<To>) -> Self {
+        Self { inner, to }
     }
 
     fn timeout(&self, request: &Request<Body>) -> Option<Duration> {
         let path = request.uri().path();
-        let route = self.policy.borrow().routes.of(path).timeout;
+        let route = self.to.policy.borrow().routes.of(path).timeout;
         let streams = descriptors::method(path).is_none_or(|method| method.streaming);
         let own = parse(request.headers()).or(route).or((!streams).then_some(DEFAULT));
         let inherited =

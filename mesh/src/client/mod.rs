@@ -99,10 +99,14 @@ impl Client {
         let snapshots = self.registry.watch(service).await?;
         let (identity, metrics) = (self.identity.clone(), self.metrics.clone());
         let balance = Balance::follow(service.into(), identity, snapshots, metrics.clone());
-        let to = Arc::new(To { balance, budget: Budget::new(), metrics });
-        let breakers = Arc::new(Breakers::new());
-        let stack = self.stack(service, to.clone(), breakers.clone());
-        let channel = Channel { stack, to, breakers };
+        let to = Arc::new(To {
+            balance,
+            budget: Budget::new(),
+            metrics,
+            breakers: Breakers::new(),
+            policy: self.policy.clone(),
+        });
+        let channel = Channel { stack: self.stack(&to), to };
         channels.insert(service.to_owned(), channel.clone());
         Ok(channel)
     }
@@ -111,18 +115,17 @@ impl Client {
     pub async fn upstreams(&self) -> Vec<Upstream> {
         let channels = self.channels.lock().await;
         let caller = self.identity.id();
-        let of = |channel: &Channel| Upstream::of(caller.name(), &channel.to, &channel.breakers);
+        let of = |channel: &Channel| Upstream::of(caller.name(), &channel.to);
         let mut upstreams: Vec<_> = channels.values().map(of).collect();
         upstreams.sort_by(|a, b| a.service.cmp(&b.service));
         upstreams
     }
 
-    fn stack(&self, service: &str, to: Arc<To>, breakers: Arc<Breakers>) -> Stack {
+    fn stack(&self, to: &Arc<To>) -> Stack {
         let me = self.identity.id();
-        let (name, service): (Arc<str>, Arc<str>) = (me.name().into(), service.into());
-        let (policy, interceptors) = (self.policy.clone(), self.interceptors.clone());
-        let (called, for_break, for_retry) = (service.clone(), policy.clone(), policy.clone());
-        let metrics = self.metrics.clone();
+        let (name, service): (Arc<str>, _) = (me.name().into(), to.balance.service().clone());
+        let interceptors = self.interceptors.clone();
+        let (for_break, for_deadline) = (to.clone(), to.clone());
         let stack = ServiceBuilder::new()
             // Outermost: interceptors see the call as its caller does.
             .layer(layer_fn(move |inner| {
@@ -131,14 +134,11 @@ impl Client {
             // Outside of deadline and tries, so that one span covers them.
             .layer(layer_fn(move |inner| Trace::new(inner, name.clone())))
             // Outside of the deadline: what comes too late is a failure to it.
-            .layer(layer_fn(move |inner| {
-                let (called, policy) = (called.clone(), for_break.clone());
-                Break::new(inner, called, breakers.clone(), policy, metrics.clone())
-            }))
+            .layer(layer_fn(move |inner| Break::new(inner, for_break.clone())))
             // Outside of the tries: together they have what one call has.
-            .layer(layer_fn(move |inner| Deadline::new(inner, policy.clone())))
+            .layer(layer_fn(move |inner| Deadline::new(inner, for_deadline.clone())))
             // Innermost: each try picks anew.
-            .service(Retry::new(to, for_retry));
+            .service(Retry::new(to.clone()));
         BoxCloneSyncService::new(stack)
     }
 }
@@ -171,7 +171,6 @@ type Stack = BoxCloneSyncService<Request<Body>, Response<Body>, Status>;
 pub struct Channel {
     stack: Stack,
     to: Arc<To>,
-    breakers: Arc<Breakers>,
 }
 
 impl Channel {

@@ -19,6 +19,7 @@ use tower::Service;
 
 use super::{
     balance::Balance,
+    breaker::Breakers,
     budget::Budget,
     connection::Connection,
     deadline::{By, TIMEOUT_HEADER},
@@ -41,7 +42,6 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(super) struct Retry {
     to: Arc<To>,
-    policy: watch::Receiver<Arc<Policy>>,
 }
 
 /// What all calls to one service share.
@@ -49,11 +49,13 @@ pub(super) struct To {
     pub(super) balance: Balance,
     pub(super) budget: Budget,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) breakers: Breakers,
+    pub(super) policy: watch::Receiver<Arc<Policy>>,
 }
 
 impl Retry {
-    pub(super) fn new(to: Arc<To>, policy: watch::Receiver<Arc<Policy>>) -> Self {
-        Self { to, policy }
+    pub(super) fn new(to: Arc<To>) -> Self {
+        Self { to }
     }
 }
 
@@ -73,7 +75,7 @@ impl Service<Request<Body>> for Retry {
             to: self.to.clone(),
             method: descriptors::label(path),
             idempotent: method.is_some_and(|method| method.idempotent),
-            route: self.policy.borrow().routes.of(path),
+            route: self.to.policy.borrow().routes.of(path),
             deadline: request.extensions().get().map(|By(deadline)| *deadline),
             tried: Vec::new(),
         };

@@ -5,11 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::{
-    breaker::{BreakerState, Breakers},
-    endpoint::Endpoint,
-    retry::To,
-};
+use super::{breaker::BreakerState, endpoint::Endpoint, retry::To};
 
 /// A called service, as its caller sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,14 +54,15 @@ pub enum InstanceState {
 }
 
 impl Upstream {
-    pub(super) fn of(caller: &str, to: &To, breakers: &Breakers) -> Self {
+    pub(super) fn of(caller: &str, to: &To) -> Self {
         let now = Instant::now();
         let endpoints = to.balance.endpoints();
         Self {
             caller: caller.to_owned(),
             service: to.balance.service().to_string(),
             retries_left: to.budget.left(),
-            breakers: breakers
+            breakers: to
+                .breakers
                 .not_closed()
                 .into_iter()
                 .map(|(method, state)| (method.to_owned(), state))
