@@ -123,53 +123,30 @@ impl Endpoint {
     }
 
     fn observe(&self, outcome: Outcome, now: Instant, took: Duration) {
+        let failed = match outcome {
+            Outcome::Code(Code::Unavailable | Code::Internal | Code::Unknown | Code::DataLoss)
+            | Outcome::Lost => true,
+            // Its caller's deadline: whether the instance is to blame depends on
+            // how long that was.
+            Outcome::Code(Code::DeadlineExceeded) | Outcome::TimedOut => took >= TELLING_TIMEOUT,
+            _ => false,
+        };
+        if failed {
+            self.load.observe(now, took.max(PENALTY));
+            if self.ejection.failed(now) {
+                self.ejected("failures");
+            }
+            return;
+        }
         match outcome {
             Outcome::Code(code) => {
-                let slow = took.max(PENALTY);
-                match code {
-                    Code::Unavailable | Code::Internal | Code::Unknown | Code::DataLoss => {
-                        self.load.observe(now, slow);
-                        self.failed(now);
-                    }
-                    // Its caller's deadline; whether the instance is to blame
-                    // depends on how long that was.
-                    Code::DeadlineExceeded if took >= TELLING_TIMEOUT => {
-                        self.load.observe(now, slow);
-                        self.failed(now);
-                    }
-                    Code::ResourceExhausted => {
-                        self.load.observe(now, slow);
-                        self.ejection.answered();
-                    }
-                    _ => {
-                        self.load.observe(now, took);
-                        self.ejection.answered();
-                    }
-                }
-            }
-            Outcome::Lost => {
-                self.load.observe(now, took.max(PENALTY));
-                self.failed(now);
+                let slow = code == Code::ResourceExhausted;
+                self.load.observe(now, if slow { took.max(PENALTY) } else { took });
+                self.ejection.answered();
             }
             // That long it took at least.
-            Outcome::Abandoned => {
-                if took > self.load.latency(now) {
-                    self.load.observe(now, took);
-                }
-            }
-            Outcome::TimedOut => {
-                if took >= TELLING_TIMEOUT {
-                    self.load.observe(now, took.max(PENALTY));
-                    self.failed(now);
-                }
-            }
-            Outcome::Nothing => {}
-        }
-    }
-
-    fn failed(&self, now: Instant) {
-        if self.ejection.failed(now) {
-            self.ejected("failures");
+            Outcome::Abandoned if took > self.load.latency(now) => self.load.observe(now, took),
+            _ => {}
         }
     }
 
@@ -229,20 +206,28 @@ impl Flight {
     /// A call to `endpoint` begins; who drops it after `deadline` does so
     /// because of the deadline.
     pub(super) fn begin(endpoint: Arc<Endpoint>, deadline: Option<Instant>) -> Self {
-        endpoint.load.begin();
-        Self { endpoint, started: Instant::now(), deadline, began_after: None, ended: false }
+        let started = Instant::now();
+        endpoint.load.begin(started);
+        Self { endpoint, started, deadline, began_after: None, ended: false }
     }
 
     /// A stream's answer begins: that is what counts as its latency.
     pub(super) fn answered(&mut self) {
-        self.began_after = Some(self.started.elapsed());
+        let now = Instant::now();
+        self.endpoint.load.heard(now);
+        self.began_after = Some(now - self.started);
     }
 
     /// It ended so.
     pub(super) fn end(&mut self, outcome: Outcome) {
         if !std::mem::replace(&mut self.ended, true) {
-            self.endpoint.load.end();
-            let now = Instant::now();
+            let (now, load) = (Instant::now(), &self.endpoint.load);
+            match outcome {
+                _ if self.began_after.is_some() => {}
+                Outcome::Code(_) => load.heard(now),
+                _ => load.given_up(),
+            }
+            load.end();
             let took = self.began_after.unwrap_or(now - self.started);
             self.endpoint.observe(outcome, now, took);
         }

@@ -3,7 +3,9 @@
 //!
 //! Source: Finagle's `PeakEwma`. The average rises at once to a slower answer
 //! and falls slowly to faster ones, so that trouble is believed sooner than its
-//! end.
+//! end. Silence counts too: while calls wait, the next one takes at least as
+//! long as it is since the last answer, so that an instance that hangs is known
+//! before a deadline tells.
 
 use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
@@ -29,6 +31,11 @@ pub(super) struct Load {
     /// When it was measured, in nanoseconds after `origin`.
     measured: AtomicU64,
     in_flight: AtomicU32,
+    /// How many of these wait for their answer to begin: of streams it has.
+    waiting: AtomicU32,
+    /// When an answer last began, or the first of those that wait did, in
+    /// nanoseconds after `origin`.
+    heard: AtomicU64,
 }
 
 impl Load {
@@ -39,6 +46,8 @@ impl Load {
             latency: AtomicU64::new(latency.as_secs_f64().to_bits()),
             measured: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            heard: AtomicU64::new(0),
         }
     }
 
@@ -47,12 +56,28 @@ impl Load {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// One call more is in flight.
-    pub(super) fn begin(&self) {
+    /// One call more is in flight, and waits.
+    pub(super) fn begin(&self, now: Instant) {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
+        // Before it waits, for the time before it is no silence.
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            self.heard.fetch_max(self.since_origin(now), Ordering::Relaxed);
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// One call less is.
+    /// One call less waits, because its answer began.
+    pub(super) fn heard(&self, now: Instant) {
+        self.heard.fetch_max(self.since_origin(now), Ordering::Relaxed);
+        self.given_up();
+    }
+
+    /// One call less waits, without an answer.
+    pub(super) fn given_up(&self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// One call less is in flight.
     pub(super) fn end(&self) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
@@ -80,7 +105,17 @@ impl Load {
 
     /// What one call more would cost, in seconds for each unit of `weight`.
     pub(super) fn cost(&self, now: Instant, weight: f64) -> f64 {
-        self.decayed(now).max(FLOOR) * (f64::from(self.in_flight()) + 1.0) / weight
+        let expected = self.decayed(now).max(self.silence(now)).max(FLOOR);
+        expected * (f64::from(self.in_flight()) + 1.0) / weight
+    }
+
+    /// How long calls have waited without hearing anything, in seconds.
+    fn silence(&self, now: Instant) -> f64 {
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            return 0.0;
+        }
+        let heard = self.heard.load(Ordering::Relaxed);
+        Duration::from_nanos(self.since_origin(now).saturating_sub(heard)).as_secs_f64()
     }
 
     fn decayed(&self, now: Instant) -> f64 {
@@ -137,13 +172,31 @@ mod tests {
         let start = Instant::now();
         let load = load(start);
         let alone = load.cost(start, 1.0);
-        load.begin();
-        load.begin();
+        load.begin(start);
+        load.begin(start);
         assert!((load.cost(start, 1.0) / alone - 3.0).abs() < 1e-9);
         assert!((load.cost(start, 3.0) / alone - 1.0).abs() < 1e-9);
         load.end();
         load.end();
         assert_eq!(load.in_flight(), 0);
+    }
+
+    #[test]
+    fn silence_counts_while_calls_wait_and_only_answers_end_it() {
+        let start = Instant::now();
+        let load = load(start);
+        let long = start + 1000 * MS;
+        let alone = load.cost(long, 1.0);
+        load.begin(long);
+        load.begin(long);
+        assert!(load.cost(long, 1.0) <= 3.0 * alone, "the time before it is no silence");
+        let later = long + 500 * MS;
+        assert!(load.cost(later, 1.0) >= 3.0 * 0.5);
+        load.given_up();
+        load.end();
+        assert!(load.cost(later, 1.0) >= 2.0 * 0.5, "the other still waits");
+        load.heard(later);
+        assert!(load.cost(later, 1.0) < 2.0 * 0.5, "a stream that has begun may be silent");
     }
 
     #[test]
