@@ -6,6 +6,8 @@
 //! `…_FILE`, the path of a file that holds the value. A crate with settings of
 //! its own reads its section by [`Config::section`].
 
+mod environment;
+mod layer;
 mod limits;
 
 use std::{
@@ -16,18 +18,16 @@ use std::{
     time::Duration,
 };
 
-use config::{Environment, File, FileFormat, Value, ValueKind};
+use config::{Environment, File, FileFormat};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, de::DeserializeOwned};
 
-pub use self::limits::LimitsConfig;
+use self::{environment::environment, layer::Layer};
+pub use self::{layer::Effective, limits::LimitsConfig};
 use crate::Error;
 
 /// The built-in defaults, in the form of `omni.toml`.
 pub const DEFAULTS: &str = include_str!("defaults.toml");
-
-/// Parts of a key's last segment that make its value a secret.
-const SECRET_KEYS: [&str; 5] = ["secret", "password", "token", "key", "database"];
 
 /// The configuration of one process, valid ever after it was loaded.
 #[derive(Clone, Debug, Deserialize)]
@@ -155,24 +155,6 @@ pub struct ServiceConfig {
     pub weight: Option<NonZeroU16>,
 }
 
-/// One source of settings, by flattened key.
-#[derive(Clone)]
-struct Layer {
-    name: String,
-    values: BTreeMap<String, String>,
-}
-
-/// One effective setting, for `omni config show`.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Effective {
-    /// The key, levels separated by dots.
-    pub key: String,
-    /// The value; `********` where it is a secret.
-    pub value: String,
-    /// Where it came from.
-    pub origin: String,
-}
-
 impl Config {
     /// Loads the configuration of this process: `file` if given, else
     /// `omni.toml` in the working folder if there is one; this process's
@@ -295,14 +277,7 @@ impl Config {
 
     /// Every effective value with its origin, secrets masked, by key.
     pub fn effective(&self) -> Vec<Effective> {
-        let mut all = BTreeMap::new();
-        for layer in &self.layers {
-            for (key, value) in &layer.values {
-                let value = mask(key, value);
-                all.insert(key.clone(), (value, layer.name.clone()));
-            }
-        }
-        all.into_iter().map(|(key, (value, origin))| Effective { key, value, origin }).collect()
+        layer::effective(&self.layers)
     }
 
     /// The file it was loaded from, if any.
@@ -328,88 +303,6 @@ impl Config {
     /// The admin port that `service` is to bind in a process of its own.
     pub fn admin_port(&self, service: &str) -> u16 {
         self.services.get(service).and_then(|s| s.admin_port).unwrap_or(0)
-    }
-}
-
-/// Resolves `…_FILE` and the standard names of OpenTelemetry.
-fn environment(mut env: HashMap<String, String>) -> Result<HashMap<String, String>, Error> {
-    // What the tests and the scripts of compose/ tell each other.
-    env.retain(|key, _| !key.starts_with("OMNI_TEST_"));
-    for (key, path) in env.clone() {
-        if let Some(name) = key.strip_suffix("_FILE").filter(|k| k.starts_with("OMNI_")) {
-            let value = std::fs::read_to_string(&path).map_err(Error::file(&path))?;
-            env.remove(&key);
-            env.insert(name.to_owned(), value.trim_end_matches(['\r', '\n']).to_owned());
-        }
-    }
-    // Names of services and sources have `-`, which a shell doesn't take.
-    let named = ["OMNI_SERVICES__", "OMNI_INSTANCES__", "OMNI_HOOKS__SOURCES__"];
-    for (key, value) in env.clone() {
-        let Some(prefix) = named.iter().find(|prefix| key.starts_with(**prefix)) else { continue };
-        let (name, rest) =
-            key[prefix.len()..].split_once("__").unwrap_or((&key[prefix.len()..], ""));
-        let separator = if rest.is_empty() { "" } else { "__" };
-        env.remove(&key);
-        env.insert(format!("{prefix}{}{separator}{rest}", name.replace('_', "-")), value);
-    }
-    let standard = [
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", "OMNI_TELEMETRY__ENDPOINT"),
-        ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OMNI_TELEMETRY__METRICS_ENDPOINT"),
-        ("OTEL_TRACES_SAMPLER_ARG", "OMNI_TELEMETRY__SAMPLE"),
-        ("CONSUL_HTTP_TOKEN", "OMNI_CONSUL__TOKEN"),
-    ];
-    for (theirs, ours) in standard {
-        if let Some(value) = env.get(theirs).filter(|v| !v.is_empty()).cloned() {
-            env.entry(ours.to_owned()).or_insert(value);
-        }
-    }
-    Ok(env)
-}
-
-fn mask(key: &str, value: &str) -> String {
-    let last = key.rsplit('.').next().unwrap_or(key);
-    let path = last.ends_with("_file");
-    let secret = SECRET_KEYS.iter().any(|s| last.contains(s));
-    let bare = value.split_once(':').is_some_and(|(_, rest)| rest.is_empty());
-    if secret && !path && !value.is_empty() && !bare {
-        "********".to_owned()
-    } else {
-        value.to_owned()
-    }
-}
-
-impl std::fmt::Debug for Layer {
-    /// Without the values: there are secrets among them.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Layer").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-impl Layer {
-    fn flatten(name: &str, source: &config::Config) -> Self {
-        let mut values = BTreeMap::new();
-        flatten(String::new(), &source.cache, &mut values);
-        Self { name: name.to_owned(), values }
-    }
-}
-
-fn flatten(key: String, value: &Value, into: &mut BTreeMap<String, String>) {
-    match &value.kind {
-        ValueKind::Table(table) => {
-            for (name, value) in table {
-                let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
-                flatten(key, value, into);
-            }
-        }
-        ValueKind::Array(items) => {
-            for (index, value) in items.iter().enumerate() {
-                flatten(format!("{key}[{index}]"), value, into);
-            }
-        }
-        ValueKind::Nil => {}
-        _ => {
-            into.insert(key, value.clone().into_string().unwrap_or_default());
-        }
     }
 }
 
