@@ -16,13 +16,16 @@ static METHODS: LazyLock<HashMap<String, Method, RandomState>> = LazyLock::new(|
     let services = POOL.services();
     services
         .flat_map(|service| service.methods().collect::<Vec<_>>())
-        .map(|method| (path(&method), Method::of(&method)))
+        .map(|method| Method::of(&method))
+        .map(|method| (method.path.clone(), method))
         .collect()
 });
 
 /// One method of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Method {
+    /// Its path, such as `/omnibridge.hooks.v1.HookReceiver/Receive`.
+    pub path: String,
     /// Whether asking twice does no more than asking once.
     pub idempotent: bool,
     /// Whether requests or answers are a stream.
@@ -33,14 +36,14 @@ impl Method {
     fn of(method: &MethodDescriptor) -> Self {
         let options = method.method_descriptor_proto().options.clone().unwrap_or_default();
         Self {
+            path: path(method),
             idempotent: options.idempotency_level() != IdempotencyLevel::IdempotencyUnknown,
             streaming: method.is_client_streaming() || method.is_server_streaming(),
         }
     }
 }
 
-/// The method at `path`, such as `/omnibridge.hooks.v1.HookReceiver/Receive`;
-/// `None` where the API has no such method.
+/// The method at `path`; `None` where the API has no such method.
 pub fn method(path: &str) -> Option<&'static Method> {
     METHODS.get(path)
 }
@@ -50,10 +53,20 @@ pub fn paths() -> impl Iterator<Item = &'static str> {
     METHODS.keys().map(String::as_str)
 }
 
-/// `path` if it is one of the API, else `other`: for metrics, whose labels must
-/// not grow with what is asked.
+/// Whether `path` is a method of the API without streams.
+pub fn is_unary(path: &str) -> bool {
+    method(path).is_some_and(|method| !method.streaming)
+}
+
+/// The method's path, or `other` where the API has none: for metrics, whose
+/// labels must not grow with what is asked.
+pub fn name(method: Option<&'static Method>) -> &'static str {
+    method.map_or("other", |method| &method.path)
+}
+
+/// [`name`] of the method at `path`.
 pub fn label(path: &str) -> &'static str {
-    METHODS.get_key_value(path).map_or("other", |(path, _)| path.as_str())
+    name(method(path))
 }
 
 /// The path of a method.
@@ -67,11 +80,14 @@ mod tests {
 
     #[test]
     fn methods_say_what_may_be_retried_and_what_streams() {
-        let of =
-            |method: &str| super::method(&format!("/omnibridge.hooks.v1.HookReceiver/{method}"));
-        assert_eq!(of("Receive"), Some(&Method { idempotent: true, streaming: false }));
-        assert_eq!(of("WatchHooks"), Some(&Method { idempotent: true, streaming: true }));
-        assert_eq!(of("Nothing"), None);
+        let path = |method: &str| format!("/omnibridge.hooks.v1.HookReceiver/{method}");
+        for (method, streaming) in [("Receive", false), ("WatchHooks", true)] {
+            let expected = Method { path: path(method), idempotent: true, streaming };
+            assert_eq!(super::method(&path(method)), Some(&expected));
+            assert_eq!(label(&path(method)), path(method));
+            assert_eq!(is_unary(&path(method)), !streaming);
+        }
+        assert_eq!(super::method(&path("Nothing")), None);
         assert_eq!(label("/a/b"), "other");
     }
 }

@@ -183,31 +183,26 @@ where
             let breaker = to.breakers.of(method);
             let service = to.balance.service();
             let now = Instant::now();
-            match &response {
-                Ok(response) => match code_so_far(response) {
-                    Some(Code::Unavailable | Code::DeadlineExceeded) => {
-                        if breaker.failed(started, now, route) {
-                            tracing::warn!(%service, method, "its breaker opens");
-                            to.metrics.breaker(service, method, "open");
-                        }
+            let failed = match &response {
+                Ok(response) => matches!(
+                    code_so_far(response),
+                    Some(Code::Unavailable | Code::DeadlineExceeded)
+                ),
+                Err(status) => {
+                    let late = status.code() == Code::DeadlineExceeded;
+                    if !late || now - started < TELLING_TIMEOUT {
+                        // It tells nothing of the method.
+                        return response;
                     }
-                    _ => {
-                        if breaker.answered(now) {
-                            tracing::info!(%service, method, "its breaker closes");
-                            to.metrics.breaker(service, method, "closed");
-                        }
-                    }
-                },
-                Err(status)
-                    if status.code() == Code::DeadlineExceeded
-                        && now - started >= TELLING_TIMEOUT =>
-                {
-                    if breaker.failed(started, now, route) {
-                        tracing::warn!(%service, method, "its breaker opens: no answers in time");
-                        to.metrics.breaker(service, method, "open");
-                    }
+                    true
                 }
-                Err(_) => {}
+            };
+            if failed && breaker.failed(started, now, route) {
+                tracing::warn!(%service, method, "its breaker opens");
+                to.metrics.breaker(service, method, "open");
+            } else if !failed && breaker.answered(now) {
+                tracing::info!(%service, method, "its breaker closes");
+                to.metrics.breaker(service, method, "closed");
             }
             response
         })

@@ -16,7 +16,7 @@ pub(super) struct Metrics {
 /// Why a call is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// It was never sent.
+    /// The instance can't have begun to answer.
     Unsent,
     /// The connection was lost before the answer.
     Lost,

@@ -29,7 +29,7 @@ use super::{
     whole::Whole,
 };
 use crate::{
-    descriptors,
+    descriptors::{self, Method},
     intercept::{Ended, Finished, code_of, code_so_far},
     policy::{Policy, Route},
     status::{Reason, reason, retry_after, status},
@@ -73,8 +73,7 @@ impl Service<Request<Body>> for Retry {
         let method = descriptors::method(path);
         let call = Call {
             to: self.to.clone(),
-            method: descriptors::label(path),
-            idempotent: method.is_some_and(|method| method.idempotent),
+            method,
             route: self.to.policy.borrow().routes.of(path),
             deadline: request.extensions().get().map(|By(deadline)| *deadline),
             tried: Vec::new(),
@@ -92,8 +91,7 @@ impl Service<Request<Body>> for Retry {
 /// One call with its tries.
 struct Call {
     to: Arc<To>,
-    method: &'static str,
-    idempotent: bool,
+    method: Option<&'static Method>,
     route: Route,
     deadline: Option<Instant>,
     tried: Vec<Arc<Endpoint>>,
@@ -103,11 +101,13 @@ struct Call {
 struct Missed {
     status: Status,
     cause: Cause,
-    /// Whether the instance can't have begun to answer.
-    unprocessed: bool,
 }
 
 impl Call {
+    fn idempotent(&self) -> bool {
+        self.method.is_some_and(|method| method.idempotent)
+    }
+
     /// A call whose request and answer are one message each: both are held
     /// whole, so that the request can be sent again, and an answer that breaks
     /// off counts as none.
@@ -154,7 +154,7 @@ impl Call {
                 flight.end(Outcome::Lost);
                 let message = format!("{}: the answer broke off: {why}", name(endpoint));
                 let status = status(Reason::NoInstance, message);
-                Missed { status, cause: Cause::Lost, unprocessed: false }
+                Missed { status, cause: Cause::Lost }
             };
             let whole = Whole::read(body).await;
             let whole = whole.map_err(|why| broken(&mut flight, &why.to_string()))?;
@@ -171,7 +171,7 @@ impl Call {
             Err(_) => {
                 let message = format!("{}: no answer within the try's time", name(endpoint));
                 let status = status(Reason::DeadlineExceeded, message);
-                Err(Missed { status, cause: Cause::TryTimeout, unprocessed: false })
+                Err(Missed { status, cause: Cause::TryTimeout })
             }
         }
     }
@@ -209,7 +209,7 @@ impl Call {
     /// What an answer says that asks to try again; `None` of one that is to be
     /// handed on.
     fn turned_away(&self, response: &Response<Body>) -> Option<Missed> {
-        if !self.idempotent {
+        if !self.idempotent() {
             return None;
         }
         let code = code_so_far(response);
@@ -220,14 +220,15 @@ impl Call {
         // A full outbox is not emptied by asking again; another instance may
         // have room where one is overloaded.
         let again = status.code() == Code::Unavailable || reason(&status) == Reason::Overloaded;
-        again.then_some(Missed { status, cause: Cause::Answered, unprocessed: false })
+        again.then_some(Missed { status, cause: Cause::Answered })
     }
 
     /// Waits until it is time for another try, after `endpoint` missed; whether
     /// there is to be one.
     async fn again(&mut self, endpoint: Arc<Endpoint>, missed: &Missed) -> bool {
         self.tried.push(endpoint);
-        if !(missed.unprocessed || self.idempotent) || self.tried.len() >= self.route.tries.into() {
+        let safe = missed.cause == Cause::Unsent || self.idempotent();
+        if !safe || self.tried.len() >= self.route.tries.into() {
             return false;
         }
         let wait = self.backoff(missed);
@@ -235,7 +236,8 @@ impl Call {
             return false;
         }
         let paid = self.to.budget.withdraw();
-        self.to.metrics.retry(self.to.balance.service(), self.method, missed.cause, paid);
+        let method = descriptors::name(self.method);
+        self.to.metrics.retry(self.to.balance.service(), method, missed.cause, paid);
         if paid && !wait.is_zero() {
             // Boxed, to be no part of what every call carries.
             Box::pin(tokio::time::sleep(wait)).await;
@@ -245,7 +247,7 @@ impl Call {
 
     fn backoff(&self, missed: &Missed) -> Duration {
         // Nothing was asked of that instance, so another one can be at once.
-        if missed.unprocessed && self.tried.len() == 1 {
+        if missed.cause == Cause::Unsent && self.tried.len() == 1 {
             return Duration::ZERO;
         }
         let doublings = u32::try_from(self.tried.len()).unwrap_or(u32::MAX).saturating_sub(1);
@@ -276,7 +278,7 @@ fn missed(endpoint: &Endpoint, failed: &Failed) -> Missed {
     }
     let status = status(Reason::NoInstance, message);
     let cause = if failed.unprocessed { Cause::Unsent } else { Cause::Lost };
-    Missed { status, cause, unprocessed: failed.unprocessed }
+    Missed { status, cause }
 }
 
 fn name(endpoint: &Endpoint) -> String {

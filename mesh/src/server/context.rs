@@ -44,7 +44,7 @@ impl<S> Context<S> {
     /// no longer than this server has time.
     fn deadline(&self, request: &Request<Body>) -> Option<Instant> {
         let left = deadline::parse(request.headers());
-        let unary = descriptors::method(request.uri().path()).is_some_and(|m| !m.streaming);
+        let unary = descriptors::is_unary(request.uri().path());
         let left = match unary {
             true => Some(left.map_or(self.unary_timeout, |left| left.min(self.unary_timeout))),
             false => left,

@@ -143,7 +143,7 @@ where
         }
         let of_peer = stream.as_ref().and_then(|stream| stream.of.room.as_deref());
         // What the API hasn't is answered at once, save reflection: a stream.
-        let unary = descriptors::method(request.uri().path()).is_some_and(|m| !m.streaming);
+        let unary = descriptors::is_unary(request.uri().path());
         let places = match self.gate.places(of_peer, unary) {
             Ok(places) => places,
             Err(limit) => {

@@ -87,7 +87,7 @@ where
     type Future = TrackedFuture<S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let unary = descriptors::method(request.uri().path()).is_some_and(|m| !m.streaming);
+        let unary = descriptors::is_unary(request.uri().path());
         let open = self.streams.begin();
         let stream = &open.stream;
         self.streams.hand(unary.then(|| stream.clone()));
