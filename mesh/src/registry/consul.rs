@@ -5,13 +5,7 @@ mod meta;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::SocketAddr,
-    num::NonZeroU16,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use consulrs::api::{
@@ -56,10 +50,6 @@ const CONCURRENT_QUERIES: usize = 8;
 pub struct ConsulRegistry {
     consul: Arc<Consul>,
     settings: ConsulConfig,
-    /// One watch for each service, shared by all that call it from this process:
-    /// each holds a connection to the agent. They end with the registry and the
-    /// last who listens.
-    watches: Mutex<HashMap<String, watch::Receiver<Snapshot>>>,
 }
 
 impl ConsulRegistry {
@@ -69,12 +59,7 @@ impl ConsulRegistry {
     /// When the setting names none.
     pub fn new(config: &Config) -> Result<Self, Error> {
         let consul = Consul::from_config(config)?;
-        Ok(Self { consul, settings: config.consul.clone(), watches: Mutex::default() })
-    }
-
-    fn watches(&self) -> std::sync::MutexGuard<'_, HashMap<String, watch::Receiver<Snapshot>>> {
-        // Whole at any moment, whoever panicked.
-        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(Self { consul, settings: config.consul.clone() })
     }
 }
 
@@ -90,23 +75,15 @@ impl Registry for ConsulRegistry {
     }
 
     async fn watch(&self, service: &str) -> Result<watch::Receiver<Snapshot>, Error> {
-        if let Some(watched) = self.watches().get(service) {
-            return Ok(watched.clone());
-        }
         let name = service.to_owned();
         let consul = self.consul.clone();
         let query = move |since| snapshot(consul.clone(), name.clone(), Some(since));
         let subject = format!("instances of {service}");
         let mut follow = Follow::new(subject, query, |snapshot: &Snapshot| snapshot.is_empty());
         let first = tokio::time::timeout(FIRST_SNAPSHOT, follow.next()).await;
-        let mut watches = self.watches();
-        // Another caller may have been faster.
-        let watched = watches.entry(service.to_owned()).or_insert_with(|| {
-            let (snapshots, watched) = watch::channel(first.unwrap_or_default());
-            tokio::spawn(follow.publish(snapshots));
-            watched
-        });
-        Ok(watched.clone())
+        let (snapshots, watched) = watch::channel(first.unwrap_or_default());
+        tokio::spawn(follow.publish(snapshots));
+        Ok(watched)
     }
 
     async fn services(&self) -> Result<BTreeMap<String, Snapshot>, Error> {

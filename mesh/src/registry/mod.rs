@@ -4,6 +4,7 @@
 pub mod consul;
 pub mod embedded;
 pub mod fixed;
+mod shared;
 
 use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, sync::Arc};
 
@@ -11,6 +12,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use self::shared::Shared;
 use crate::{Error, config::Config};
 
 /// One running instance of a service.
@@ -71,8 +73,8 @@ pub trait Registry: Send + Sync + 'static {
 /// When the setting names none of these.
 pub fn registry(config: &Config) -> Result<Arc<dyn Registry>, Error> {
     match config.registry.split_once(':').map(|(scheme, _)| scheme) {
-        Some("embedded") => Ok(Arc::new(embedded::EmbeddedRegistry::open(config)?)),
-        Some("consul") => Ok(Arc::new(consul::ConsulRegistry::new(config)?)),
+        Some("embedded") => Ok(Arc::new(Shared::new(embedded::EmbeddedRegistry::open(config)?))),
+        Some("consul") => Ok(Arc::new(Shared::new(consul::ConsulRegistry::new(config)?))),
         Some("static") => Ok(Arc::new(fixed::StaticRegistry::new(config)?)),
         _ => Err(Error::setting(
             "registry",

@@ -123,15 +123,6 @@ async fn what_the_token_may_not_see_is_not_taken_for_gone() {
 }
 
 #[tokio::test]
-async fn all_who_call_a_service_from_one_process_share_its_watch() {
-    let agent = FakeConsul::start().await;
-    let registry = registry(&agent);
-    let (one, other) = tokio::join!(registry.watch("echo"), registry.watch("echo"));
-    let (one, other) = (one.unwrap(), other.unwrap());
-    assert!(one.same_channel(&other) && one.same_channel(&registry.watch("echo").await.unwrap()));
-}
-
-#[tokio::test]
 async fn the_last_snapshot_stays_while_consul_is_down_and_moves_on_when_it_is_back() {
     let mut agent = FakeConsul::start().await;
     let registry = registry(&agent);
