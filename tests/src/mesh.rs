@@ -124,6 +124,15 @@ impl Mesh {
         self.processes.lock().expect("no test panics here").insert(name, process);
     }
 
+    /// What the process that runs `service` has logged.
+    ///
+    /// # Panics
+    /// When it doesn't run.
+    pub fn log(&self, service: &'static str) -> String {
+        let processes = self.processes.lock().expect("no test panics here");
+        processes[self.layout.process_of(service)].log()
+    }
+
     /// Takes the process that runs `service`, to be ended by the test.
     ///
     /// # Panics

@@ -58,12 +58,15 @@ pub async fn an_intention_stops_calls_and_its_removal_lets_them_through(layout: 
     assert_eq!(mesh.post(&new_id(), b"{}").await.status, StatusCode::ACCEPTED);
     mesh.deny("gateway", "hook-receiver").await;
     let begun = Instant::now();
-    until("the intention stops calls", || async {
-        let status = mesh.post(&new_id(), b"{}").await.status;
-        if status == StatusCode::FORBIDDEN { Ok(()) } else { Err(status) }
+    let refusal = until("the intention stops calls", || async {
+        let answer = mesh.post(&new_id(), b"{}").await;
+        if answer.status == StatusCode::FORBIDDEN { Ok(answer) } else { Err(answer) }
     })
     .await;
     let stopped = begun.elapsed();
+    let (log, trace_id) = (mesh.log("hook-receiver"), refusal.body["trace_id"].as_str().unwrap());
+    let named = |line: &str| line.contains("call denied") && line.contains(trace_id);
+    assert!(log.lines().any(named), "the denial of trace {trace_id} is in the log:\n{log}");
     mesh.undo_denial("gateway", "hook-receiver").await;
     let begun = Instant::now();
     until("its removal lets them through", || async {

@@ -6,6 +6,7 @@
 //! calls make spans.
 
 mod export;
+mod log;
 mod throttle;
 pub mod trace;
 
@@ -19,15 +20,10 @@ use opentelemetry_sdk::{
     trace::{BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider},
 };
 use prometheus::{Encoder as _, TextEncoder};
-use tracing_subscriber::{
-    EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
-};
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 pub(crate) use self::throttle::Throttle;
-use crate::{
-    Error,
-    config::{Config, LogFormat},
-};
+use crate::{Error, config::Config};
 
 /// How often finished spans leave.
 const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -102,28 +98,20 @@ impl Telemetry {
         let filter = format!("{QUIET},{},{}=info", config.log.filter, trace::TARGET);
         let filter = EnvFilter::try_new(filter)
             .map_err(|why| Error::setting("log.filter", &config.log.filter, why))?;
-        let logs = match config.log.format {
-            LogFormat::Json => tracing_subscriber::fmt::layer()
-                .json()
-                .flatten_event(true)
-                .with_writer(std::io::stderr)
-                .boxed(),
-            LogFormat::Human => tracing_subscriber::fmt::layer()
-                .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-                .with_target(false)
-                .with_writer(std::io::stderr)
-                .boxed(),
-        };
         let spans = traces.as_ref().map(|traces| {
             tracing_opentelemetry::layer()
                 .with_tracer(traces.tracer("omnibridge"))
+                // What would only make spans dearer: who they are for is in their name.
                 .with_location(false)
                 .with_threads(false)
+                .with_target(false)
+                .with_tracked_inactivity(false)
+                .with_context_activation(false)
         });
         tracing_subscriber::registry()
             .with(filter)
             .with(spans)
-            .with(logs)
+            .with(log::layer(config.log.format))
             .try_init()
             .map_err(|why| failed(&why))?;
         Ok(Self { traces, metrics, prometheus })

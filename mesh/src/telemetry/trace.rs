@@ -75,15 +75,11 @@ fn span(service: &str, kind: Kind, name: &str, parent: Option<&SpanContext>) -> 
         omni.service = service,
         otel.status_code = Empty,
         rpc.grpc.status_code = Empty,
-        trace_id = Empty,
     );
     if let Some(parent) = parent {
         let parent = opentelemetry::Context::new().with_remote_span_context(parent.clone());
         // Only fails where nothing is exported, and then there is no parent.
         let _ = span.set_parent(parent);
-    }
-    if let Some(context) = context(&span) {
-        span.record("trace_id", tracing::field::display(context.trace_id()));
     }
     span
 }
