@@ -11,7 +11,10 @@ use std::{
 
 use fake_consul::FakeConsul;
 use rdkafka::mocking::MockCluster;
-use sea_orm::{ConnectionTrait as _, Database, DatabaseConnection, DbBackend, Statement};
+use sea_orm::{
+    ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection, DbBackend, DbErr,
+    QueryResult, Statement,
+};
 use serde_json::json;
 
 use crate::Layout;
@@ -134,24 +137,46 @@ impl Backends {
     ///
     /// # Errors
     /// When the table can't be read.
-    pub async fn pending(&self) -> Result<i64, sea_orm::DbErr> {
-        let (url, schema) = match self {
-            Self::Embedded { data, .. } | Self::Fakes { data, .. } => {
-                let file = data.join("db/hook-receiver.db");
-                (format!("sqlite://{}?mode=ro", file.display()), "")
-            }
-            Self::Real(told) => (told["OMNI_DATABASE"].clone(), "hook_receiver."),
-        };
-        let topics = format!("SELECT count(*) FROM {schema}outbox WHERE topic LIKE 'hooks.%'");
-        let connection = Database::connect(url).await?;
-        let backend = match self {
-            Self::Real(_) => DbBackend::Postgres,
-            _ => DbBackend::Sqlite,
-        };
-        let row = connection.query_one_raw(Statement::from_string(backend, topics)).await?;
-        let count = row.map(|row| row.try_get_by_index(0)).transpose()?;
-        connection.close().await?;
+    pub async fn pending(&self) -> Result<i64, DbErr> {
+        let topics = "SELECT count(*) FROM outbox WHERE topic LIKE 'hooks.%'";
+        let rows = self.query("hook-receiver", topics).await?;
+        let count = rows.first().map(|row| row.try_get_by_index(0)).transpose()?;
         Ok(count.unwrap_or_default())
+    }
+
+    /// The ids of the events of webhooks whose correlation id begins with
+    /// `prefix`, in the order of their entries in the trail, by its own table.
+    ///
+    /// # Errors
+    /// When the table can't be read.
+    pub async fn trail(&self, prefix: &str) -> Result<Vec<String>, DbErr> {
+        let entries = format!(
+            "SELECT event_id FROM entries WHERE topic LIKE 'hooks.%' AND correlation_id LIKE \
+             '{prefix}%' ORDER BY seq"
+        );
+        let rows = self.query("audit", &entries).await?;
+        rows.iter().map(|row| row.try_get_by_index(0)).collect()
+    }
+
+    /// Asks the database of `service` itself.
+    async fn query(&self, service: &str, query: &str) -> Result<Vec<QueryResult>, DbErr> {
+        let (mut options, backend) = match self {
+            Self::Embedded { data, .. } | Self::Fakes { data, .. } => {
+                let file = data.join(format!("db/{service}.db"));
+                let url = format!("sqlite://{}?mode=ro", file.display());
+                (ConnectOptions::new(url), DbBackend::Sqlite)
+            }
+            Self::Real(told) => {
+                let mut options = ConnectOptions::new(&told["OMNI_DATABASE"]);
+                options.set_schema_search_path(service.replace('-', "_"));
+                (options, DbBackend::Postgres)
+            }
+        };
+        options.max_connections(1).sqlx_logging(false);
+        let connection = Database::connect(options).await?;
+        let rows = connection.query_all_raw(Statement::from_string(backend, query)).await?;
+        connection.close().await?;
+        Ok(rows)
     }
 
     /// Lets the authority make a new root.

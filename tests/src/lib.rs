@@ -3,10 +3,11 @@
 //!
 //! In reading order: [`layout`], [`backends`], [`mesh`], [`process`],
 //! [`traces`], [`tls`]; and for faults under load [`ground`], [`agent`],
-//! [`proxy`], [`fleet`], [`load`].
+//! [`proxy`], [`fleet`], [`load`]; for events under kill -9 [`chaos`].
 
 pub mod agent;
 pub mod backends;
+pub mod chaos;
 pub mod fleet;
 pub mod ground;
 pub mod layout;

@@ -122,6 +122,12 @@ async fn sample(
     Sample { due, took: due.elapsed(), outcome }
 }
 
+/// What `share` of `sorted` don't exceed; zero where there is none.
+pub fn percentile(sorted: &[Duration], share: f64) -> Duration {
+    let nth = (sorted.len() as f64 * share) as usize;
+    sorted.get(nth.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
+}
+
 /// What became of all calls.
 #[derive(Debug)]
 pub struct Report {
@@ -163,10 +169,7 @@ impl Report {
     pub fn print(&self, what: &str, fault: Instant) {
         let mut took: Vec<Duration> = self.samples.iter().map(|sample| sample.took).collect();
         took.sort_unstable();
-        let share = |share: f64| {
-            let nth = (took.len() as f64 * share) as usize;
-            took.get(nth.min(took.len().saturating_sub(1))).copied().unwrap_or_default()
-        };
+        let share = |share| percentile(&took, share);
         let late = took.iter().filter(|took| **took >= LATE).count();
         println!(
             "{what}: {} calls, {} failed, {late} late (≥ {LATE:?}), p50 {:.1?}, p99 {:.1?}, max \

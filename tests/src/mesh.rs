@@ -59,6 +59,14 @@ impl Mesh {
     /// # Panics
     /// When it doesn't start.
     pub async fn start(layout: Layout) -> Self {
+        Self::start_with(layout, &[]).await
+    }
+
+    /// As [`Mesh::start`], with further settings by their variables.
+    ///
+    /// # Panics
+    /// When it doesn't start.
+    pub async fn start_with(layout: Layout, more: &[(&str, String)]) -> Self {
         // Another test of this process may have been first.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let data = tempfile::tempdir().expect("there is room");
@@ -91,6 +99,7 @@ impl Mesh {
         ] {
             settings.insert(name.to_owned(), value.to_owned());
         }
+        settings.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         let mesh =
             Self { layout, backends, traces, settings, processes: Mutex::default(), http, data };
         mesh.write_policy("");

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -10,16 +10,15 @@ use std::{
 /// How long a process may take to drain.
 const DRAIN: Duration = Duration::from_secs(30);
 
-/// The binary that was built with these tests.
+/// The binary that was built with this program.
 ///
 /// # Panics
 /// When it wasn't: `cargo test --workspace` builds it.
 pub fn binary() -> PathBuf {
-    let test = std::env::current_exe().expect("a test has a path");
-    let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
-    let omni = profile.join("omni");
-    assert!(omni.exists(), "{} isn't built; run `cargo test --workspace`", omni.display());
-    omni
+    let this = std::env::current_exe().expect("a program has a path");
+    // `target/<profile>/deps/<test>`, or `target/<profile>/chaos`.
+    let mut folders = this.ancestors().skip(1).take(2).map(|folder| folder.join("omni"));
+    folders.find(|omni| omni.is_file()).expect("omni is built: by `cargo test --workspace`")
 }
 
 /// A running `omni`.

@@ -1,8 +1,10 @@
 //! What must hold when things fail.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use serde_json::{Value, json};
-use tests::{Layout, Mesh, mesh::new_id, until};
+use tests::{Layout, Mesh, chaos::Chaos, mesh::new_id, until};
 
 pub async fn an_event_survives_a_broker_that_is_away_and_a_killed_receiver(layout: Layout) {
     let mesh = Mesh::start(layout).await;
@@ -49,6 +51,12 @@ pub async fn an_event_survives_a_broker_that_is_away_and_a_killed_receiver(layou
     assert_eq!(ids, [&answer.body["id"]], "once, after deduplication");
     assert_eq!(mesh.entries(correlation).len(), 1);
     mesh.stop().await;
+}
+
+pub async fn killed_again_and_again_they_lose_double_and_disorder_nothing(layout: Layout) {
+    let verdict = Chaos { layout, time: Duration::from_secs(20), rate: 50 }.run().await;
+    println!("{layout:?}: {verdict}");
+    assert!(verdict.holds() && verdict.kills > 0, "{verdict}");
 }
 
 pub async fn draining_ends_streams_with_unavailable_and_exits_with_success(layout: Layout) {
