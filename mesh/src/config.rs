@@ -98,6 +98,10 @@ pub struct ConsulConfig {
 pub struct OutboxConfig {
     /// How many events may wait for the broker; further writes are refused.
     pub limit: u64,
+    /// How many bytes their bodies may have.
+    pub bytes: u64,
+    /// Topics whose oldest events make room instead, and are lost.
+    pub drop_oldest: Vec<String>,
 }
 
 /// Settings of the `dev` authority.

@@ -91,6 +91,18 @@ impl Error {
         Self::Setting { key: key.into(), value: value.into(), cause: cause.to_string() }
     }
 
+    /// Whether the same may work later, for it failed by no fault of its own: the
+    /// database or the broker is away, or has no room.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Database(why) => crate::store::is_passing(why),
+            Self::WriterStopped | Self::WriterFull | Self::OutboxFull { .. } | Self::Broker(_) => {
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Names the file an I/O error belongs to, for `map_err`.
     pub fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();

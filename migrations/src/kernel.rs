@@ -31,6 +31,10 @@ impl MigrationTrait for CreateOutboxAndInbox {
                     // service's own table that holds it.
                     .col(binary_null("data"))
                     .col(string_null("body_of"))
+                    // Of its body, wherever that is.
+                    .col(big_integer("bytes"))
+                    // Why it doesn't go out, where the broker will never take it.
+                    .col(text_null("set_aside"))
                     .to_owned(),
             )
             .await?;
@@ -42,6 +46,9 @@ impl MigrationTrait for CreateOutboxAndInbox {
                     .col(string("source"))
                     .col(string("event_id"))
                     .col(timestamp_with_time_zone("handled_at"))
+                    // Of what went to the dead letters: the place of its record,
+                    // for a record elsewhere is a replay, to be tried again.
+                    .col(text_null("buried_at"))
                     .primary_key(Index::create().col("consumer").col("source").col("event_id"))
                     .to_owned(),
             )

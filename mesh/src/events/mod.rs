@@ -4,9 +4,13 @@
 
 pub mod broker;
 mod event;
+mod hand;
 mod outbox;
 mod relay;
 mod subscriber;
+#[cfg(test)]
+mod tests;
+mod waiting;
 
 pub use self::{
     event::{Attributes, Event},

@@ -1,24 +1,23 @@
 //! Events on their way out, kept in the transaction of the state they report.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
+use opentelemetry::metrics::Counter;
 use sea_orm::{
     ActiveValue, ColumnTrait as _, Condition, ConnectionTrait, DatabaseTransaction, DbBackend,
-    EntityTrait, ExprTrait as _, PaginatorTrait as _, QueryFilter as _, QueryOrder as _,
-    QuerySelect as _,
+    EntityTrait, ExprTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
     entity::prelude::*,
     sea_query::{Alias, Query},
 };
 
-use super::{Event, broker::Record, event::Attributes};
-use crate::{Error, store::Store};
+use super::{
+    Event,
+    broker::Record,
+    event::Attributes,
+    waiting::{Load, Waiting},
+};
+use crate::{Error, config::OutboxConfig, store::Store, telemetry::label};
 
 /// The table `outbox`.
 mod row {
@@ -33,6 +32,8 @@ mod row {
         pub attributes: String,
         pub data: Option<Vec<u8>>,
         pub body_of: Option<String>,
+        pub bytes: i64,
+        pub set_aside: Option<String>,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -46,8 +47,13 @@ mod row {
 pub enum Body {
     /// In the event.
     Own(Bytes),
-    /// In the service's own table, by the id of its row: a body is stored once.
-    Stored(String),
+    /// In the service's own table: a body is stored once.
+    Stored {
+        /// The id of its row.
+        id: String,
+        /// How long it is.
+        bytes: usize,
+    },
 }
 
 /// An event to be added to the outbox.
@@ -73,7 +79,7 @@ impl Outgoing {
 pub struct Bodies {
     /// The table.
     pub table: &'static str,
-    /// The column of the id that [`Body::Stored`] names.
+    /// The column of the id by which [`Body::Stored`] names it.
     pub id: &'static str,
     /// The column of the bytes.
     pub body: &'static str,
@@ -84,32 +90,42 @@ pub struct Bodies {
 pub struct Outbox {
     store: Arc<Store>,
     bodies: Option<Bodies>,
-    limit: u64,
-    pending: Arc<AtomicU64>,
+    limits: Arc<OutboxConfig>,
+    waiting: Arc<Waiting>,
+    dropped: Counter<u64>,
 }
 
 /// How many bytes of bodies are read at once, and in how many rows: bodies of a
 /// whole batch need not fit into memory.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 const CHUNK: usize = 16;
+/// How many events are dropped at once to make room for bytes.
+const DROP_AT_ONCE: u64 = 1000;
 
 /// An event that waits in the outbox.
 pub(super) struct Pending {
     pub(super) seq: i64,
-    pub(super) record: Record,
+    /// The record; an error where the row can't be read as one.
+    pub(super) record: Result<Record, Error>,
 }
 
 impl Outbox {
-    /// The outbox in `store`, of at most `limit` events.
+    /// The outbox of `service` in `store`.
     ///
     /// # Errors
     /// When it can't be read.
     pub async fn open(
+        service: &'static str,
         store: Arc<Store>,
         bodies: Option<Bodies>,
-        limit: u64,
+        limits: OutboxConfig,
     ) -> Result<Self, Error> {
-        let outbox = Self { store, bodies, limit, pending: Arc::default() };
+        let dropped = opentelemetry::global::meter("omnibridge")
+            .u64_counter("omni.outbox.dropped")
+            .with_description("Events dropped to make room for later ones of their topic")
+            .build();
+        let waiting = Waiting::new(service, &limits);
+        let outbox = Self { store, bodies, limits: limits.into(), waiting, dropped };
         outbox.count().await?;
         Ok(outbox)
     }
@@ -121,22 +137,18 @@ impl Outbox {
 
     /// How many events wait; those of other processes as of the last count.
     pub fn pending(&self) -> u64 {
-        self.pending.load(Ordering::Relaxed)
+        self.waiting.now().events
     }
 
     /// Adds events inside `tx`: they go out if and only if it commits.
     ///
     /// # Errors
-    /// [`Error::OutboxFull`] when the limit is reached, or the database's.
+    /// [`Error::OutboxFull`] when a limit is reached, or the database's.
     pub async fn add(&self, tx: &DatabaseTransaction, events: Vec<Outgoing>) -> Result<(), Error> {
         if events.is_empty() {
             return Ok(());
         }
-        let count = events.len() as u64;
-        let pending = self.pending();
-        if pending + count > self.limit {
-            return Err(Error::OutboxFull { pending, limit: self.limit });
-        }
+        self.make_room(tx, &events).await?;
         if tx.get_database_backend() == DbBackend::Postgres {
             // Numbers are given before they commit: without this lock a smaller
             // one could appear behind the relay's back.
@@ -145,13 +157,16 @@ impl Outbox {
             )
             .await?;
         }
-        let mut rows = Vec::with_capacity(events.len());
+        let count = events.len() as u64;
+        let (mut rows, mut added) = (Vec::with_capacity(events.len()), 0);
         for event in events {
             let attributes = serde_json::to_string(&event.attributes)
                 .map_err(|why| Error::Event(why.to_string()))?;
+            let bytes = event.body.len() as u64;
+            added += bytes;
             let (data, body_of) = match event.body {
                 Body::Own(data) => (Some(data.to_vec()), None),
-                Body::Stored(id) => (None, Some(id)),
+                Body::Stored { id, .. } => (None, Some(id)),
             };
             rows.push(row::ActiveModel {
                 seq: ActiveValue::NotSet,
@@ -159,28 +174,94 @@ impl Outbox {
                 attributes: ActiveValue::Set(attributes),
                 data: ActiveValue::Set(data),
                 body_of: ActiveValue::Set(body_of),
+                bytes: ActiveValue::Set(bytes.try_into().unwrap_or(i64::MAX)),
+                set_aside: ActiveValue::Set(None),
             });
         }
         row::Entity::insert_many(rows).exec_without_returning(tx).await?;
         // Counted before the commit: after a rollback the count is too high
         // until the relay counts anew.
-        self.pending.fetch_add(count, Ordering::Relaxed);
+        self.waiting.more(Load { events: count, bytes: added });
+        Ok(())
+    }
+
+    /// Sees to it that `events` fit: the oldest of their topics go, where these
+    /// are made so.
+    async fn make_room(&self, tx: &DatabaseTransaction, events: &[Outgoing]) -> Result<(), Error> {
+        let now = self.waiting.now();
+        let bytes: u64 = events.iter().map(|event| event.body.len() as u64).sum();
+        let too_many = (now.events + events.len() as u64).saturating_sub(self.limits.limit);
+        let too_large = (now.bytes + bytes).saturating_sub(self.limits.bytes);
+        if too_many == 0 && too_large == 0 {
+            return Ok(());
+        }
+        let full = || Error::OutboxFull { pending: now.events, limit: self.limits.limit };
+        let topic = &events[0].topic;
+        let droppable = self.limits.drop_oldest.contains(topic)
+            && events.iter().all(|event| event.topic == *topic);
+        if !droppable {
+            return Err(full());
+        }
+        // As many as come, and as many more as there are bytes too many.
+        let (mut gone, mut freed) = (Vec::new(), 0);
+        let oldest = row::Entity::find()
+            .select_only()
+            .columns([row::Column::Seq, row::Column::Bytes])
+            .filter(row::Column::Topic.eq(topic))
+            .filter(row::Column::SetAside.is_null())
+            .order_by_asc(row::Column::Seq)
+            .limit(DROP_AT_ONCE + events.len() as u64)
+            .into_tuple::<(i64, i64)>()
+            .all(tx)
+            .await?;
+        for (seq, bytes) in oldest {
+            if gone.len() as u64 >= too_many && freed >= too_large {
+                break;
+            }
+            gone.push(seq);
+            freed += u64::try_from(bytes).unwrap_or_default();
+        }
+        if (gone.len() as u64) < too_many || freed < too_large {
+            return Err(full());
+        }
+        let count = gone.len() as u64;
+        row::Entity::delete_many().filter(row::Column::Seq.is_in(gone)).exec(tx).await?;
+        self.waiting.less(Load { events: count, bytes: freed });
+        self.dropped.add(count, &[label("topic", topic.clone())]);
         Ok(())
     }
 
     /// Counts what waits.
-    pub(super) async fn count(&self) -> Result<u64, Error> {
-        let count = row::Entity::find().count(self.store.read()).await?;
-        self.pending.store(count, Ordering::Relaxed);
-        Ok(count)
+    pub(super) async fn count(&self) -> Result<(), Error> {
+        let counts = row::Entity::find()
+            .select_only()
+            .column_as(row::Column::SetAside.is_not_null(), "aside")
+            .column_as(row::Column::Seq.count(), "events")
+            .column_as(row::Column::Bytes.sum().cast_as("bigint"), "bytes")
+            .group_by(row::Column::SetAside.is_not_null())
+            .into_tuple::<(bool, i64, i64)>()
+            .all(self.store.read())
+            .await?;
+        let of = |aside: bool| {
+            let found = counts.iter().find(|count| count.0 == aside);
+            let (events, bytes) = found.map_or((0, 0), |count| (count.1, count.2));
+            let number = |n| u64::try_from(n).unwrap_or_default();
+            Load { events: number(events), bytes: number(bytes) }
+        };
+        self.waiting.counted(of(false), of(true).events);
+        Ok(())
     }
 
     /// The oldest events, in order: `limit` of them, or fewer where their bodies
     /// are large.
     pub(super) async fn oldest(&self, limit: u64) -> Result<Vec<Pending>, Error> {
         let read = self.store.read();
-        let rows =
-            row::Entity::find().order_by_asc(row::Column::Seq).limit(limit).all(read).await?;
+        let rows = row::Entity::find()
+            .filter(row::Column::SetAside.is_null())
+            .order_by_asc(row::Column::Seq)
+            .limit(limit)
+            .all(read)
+            .await?;
         let mut pending = Vec::with_capacity(rows.len());
         let mut bytes = 0;
         for rows in rows.chunks(CHUNK) {
@@ -190,9 +271,8 @@ impl Outbox {
             let ids: Vec<&str> = rows.iter().filter_map(|row| row.body_of.as_deref()).collect();
             let stored = self.stored(read, &ids).await?;
             for row in rows {
-                let next = to_pending(row, &stored)?;
-                bytes += next.record.event.data.len();
-                pending.push(next);
+                bytes += usize::try_from(row.bytes).unwrap_or_default();
+                pending.push(Pending { seq: row.seq, record: record(row, &stored) });
             }
         }
         Ok(pending)
@@ -220,33 +300,88 @@ impl Outbox {
             .collect()
     }
 
-    /// Forgets everything up to `seq`: the broker has it.
+    /// Forgets everything up to `seq`: the broker has it, save what was set
+    /// aside.
     pub(super) async fn forget(&self, seq: i64) -> Result<(), Error> {
-        let gone = self
+        let (gone, bytes) = self
             .store
             .transaction(move |tx| {
                 Box::pin(async move {
-                    let delete = row::Entity::delete_many().filter(row::Column::Seq.lte(seq));
-                    Ok::<_, Error>(delete.exec(tx).await?.rows_affected)
+                    let gone = Condition::all()
+                        .add(row::Column::Seq.lte(seq))
+                        .add(row::Column::SetAside.is_null());
+                    let bytes = row::Entity::find()
+                        .select_only()
+                        .column_as(row::Column::Bytes.sum().cast_as("bigint"), "bytes")
+                        .filter(gone.clone())
+                        .into_tuple::<Option<i64>>()
+                        .one(tx)
+                        .await?;
+                    let delete = row::Entity::delete_many().filter(gone).exec(tx).await?;
+                    Ok::<_, Error>((delete.rows_affected, bytes.flatten().unwrap_or_default()))
                 })
             })
             .await?;
-        let left = |pending: u64| Some(pending.saturating_sub(gone));
-        // The closure always answers `Some`.
-        let _ = self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left);
+        let bytes = u64::try_from(bytes).unwrap_or_default();
+        self.waiting.less(Load { events: gone, bytes });
         Ok(())
+    }
+
+    /// Keeps the event of `seq` back from now on, and says why in its row: the
+    /// broker will never take it as it is, and others wait behind it.
+    pub(super) async fn set_aside(&self, seq: i64, why: String) -> Result<(), Error> {
+        self.store
+            .transaction(move |tx| {
+                Box::pin(async move {
+                    row::Entity::update_many()
+                        .col_expr(row::Column::SetAside, Expr::value(why))
+                        .filter(row::Column::Seq.eq(seq))
+                        .exec(tx)
+                        .await?;
+                    Ok::<_, Error>(())
+                })
+            })
+            .await?;
+        self.count().await
+    }
+
+    /// Lets what was set aside be tried again.
+    pub(super) async fn take_back(&self) -> Result<(), Error> {
+        self.store
+            .transaction(|tx| {
+                Box::pin(async move {
+                    row::Entity::update_many()
+                        .col_expr(row::Column::SetAside, Expr::value(None::<String>))
+                        .filter(row::Column::SetAside.is_not_null())
+                        .exec(tx)
+                        .await?;
+                    Ok::<_, Error>(())
+                })
+            })
+            .await?;
+        self.count().await
     }
 }
 
-fn to_pending(row: &row::Model, stored: &HashMap<String, Vec<u8>>) -> Result<Pending, Error> {
+impl Body {
+    fn len(&self) -> usize {
+        match self {
+            Self::Own(data) => data.len(),
+            Self::Stored { bytes, .. } => *bytes,
+        }
+    }
+}
+
+/// The event of a row.
+fn record(row: &row::Model, stored: &HashMap<String, Vec<u8>>) -> Result<Record, Error> {
     let attributes: Attributes = serde_json::from_str(&row.attributes)
-        .map_err(|why| Error::Event(format!("outbox row {}: {why}", row.seq)))?;
+        .map_err(|why| Error::Event(format!("its attributes can't be read: {why}")))?;
     let data = match &row.body_of {
         None => row.data.clone().unwrap_or_default(),
-        Some(id) => stored.get(id).cloned().ok_or_else(|| {
-            Error::Event(format!("outbox row {}: its body `{id}` is gone", row.seq))
-        })?,
+        Some(id) => stored
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::Event(format!("its body `{id}` is gone")))?,
     };
-    let event = Event { attributes, data: data.into() };
-    Ok(Pending { seq: row.seq, record: Record { topic: row.topic.clone(), event } })
+    Ok(Record { topic: row.topic.clone(), event: Event { attributes, data: data.into() } })
 }

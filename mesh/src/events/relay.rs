@@ -3,6 +3,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use opentelemetry::metrics::Gauge;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +14,10 @@ use super::{
 };
 use crate::{
     Error,
-    telemetry::trace::{self, Kind},
+    telemetry::{
+        label,
+        trace::{self, Kind},
+    },
 };
 
 /// How many events one publish takes.
@@ -25,6 +29,12 @@ const LOOK: Duration = Duration::from_millis(200);
 const TRY_TO_LEAD: Duration = Duration::from_millis(500);
 /// How long one publish may take before it is tried again.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
+/// After how many failures in a row the broker is only probed, by one event.
+const OPEN_AFTER: u32 = 3;
+/// How long such a probe may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often what waits is counted.
+const COUNT: Duration = Duration::from_secs(5);
 /// How long to wait after a first failure, and after many.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -35,12 +45,22 @@ pub struct Relay {
     outbox: Outbox,
     broker: Arc<dyn Broker>,
     known: HashSet<String>,
+    counted: Option<Instant>,
+    /// How often in a row the broker took nothing.
+    failures: u32,
+    /// 1 while only probes are sent.
+    breaker: Gauge<u64>,
 }
 
 impl Relay {
     /// A relay from `outbox` to `broker`, as a part of `service`.
     pub fn new(service: &str, outbox: Outbox, broker: Arc<dyn Broker>) -> Self {
-        Self { service: service.into(), outbox, broker, known: HashSet::new() }
+        let breaker = opentelemetry::global::meter("omnibridge")
+            .u64_gauge("omni.relay.breaker.open")
+            .with_description("1 while the broker takes nothing and is only probed")
+            .build();
+        let (known, service) = (HashSet::new(), service.into());
+        Self { service, outbox, broker, known, counted: None, failures: 0, breaker }
     }
 
     /// Relays until `stop`; then goes on until the outbox is empty or `grace` is
@@ -62,6 +82,7 @@ impl Relay {
                 );
                 return;
             }
+            self.count().await;
             match self.step(&mut leadership).await {
                 Ok(Step::Relayed) => pause = FIRST_PAUSE,
                 Ok(Step::Empty) if deadline.is_some() => return,
@@ -92,6 +113,18 @@ impl Relay {
         }
     }
 
+    /// Counts what waits, now and then: others write too, and what was rolled
+    /// back was counted.
+    async fn count(&mut self) {
+        if self.counted.is_some_and(|at| at.elapsed() < COUNT) {
+            return;
+        }
+        self.counted = Some(Instant::now());
+        if let Err(why) = self.outbox.count().await {
+            tracing::debug!(service = %self.service, %why, "the outbox isn't counted");
+        }
+    }
+
     async fn step(
         &mut self,
         leadership: &mut Option<crate::store::Leadership>,
@@ -104,25 +137,56 @@ impl Relay {
         if leadership.is_none() {
             *leadership = self.outbox.store().try_lead().await?;
             if leadership.is_none() {
-                self.outbox.count().await?;
                 return Ok(Step::Follows);
             }
             tracing::debug!(service = %self.service, "relaying");
+            self.outbox.take_back().await?;
         }
-        let pending = self.outbox.oldest(BATCH).await?;
+        let is_open = self.failures >= OPEN_AFTER;
+        let (batch, deadline) = if is_open { (1, PROBE_TIMEOUT) } else { (BATCH, PUBLISH_TIMEOUT) };
+        let pending = self.outbox.oldest(batch).await?;
         if pending.is_empty() {
             self.outbox.count().await?;
             return Ok(Step::Empty);
         }
-        self.publish(pending).await?;
-        Ok(Step::Relayed)
+        match self.publish(pending, deadline).await {
+            Ok(()) => {
+                if is_open {
+                    tracing::info!(service = %self.service, "the broker takes events again");
+                }
+                self.set_failures(0);
+                Ok(Step::Relayed)
+            }
+            Err(why) => {
+                if matches!(why, Error::Broker(_)) {
+                    self.set_failures(self.failures.saturating_add(1));
+                }
+                Err(why)
+            }
+        }
+    }
+
+    fn set_failures(&mut self, failures: u32) {
+        self.failures = failures;
+        let open = u64::from(failures >= OPEN_AFTER);
+        self.breaker.record(open, &[label("service", self.service.to_string())]);
     }
 
     /// Publishes `pending`, and forgets those at its beginning that the broker
     /// has: what stands behind a failure is published again, which consumers
     /// notice, rather than lost.
-    async fn publish(&mut self, pending: Vec<Pending>) -> Result<(), Error> {
-        let topics = pending.iter().map(|p| p.record.topic.as_str()).chain(KERNEL_TOPICS);
+    async fn publish(&mut self, pending: Vec<Pending>, deadline: Duration) -> Result<(), Error> {
+        let (mut seqs, mut records) = (Vec::new(), Vec::new());
+        for Pending { seq, record } in pending {
+            match record {
+                Ok(record) => {
+                    seqs.push(seq);
+                    records.push(record);
+                }
+                Err(why) => self.set_aside(seq, &why).await?,
+            }
+        }
+        let topics = records.iter().map(|record| record.topic.as_str()).chain(KERNEL_TOPICS);
         let new: HashSet<&str> = topics.filter(|topic| !self.known.contains(*topic)).collect();
         if !new.is_empty() {
             let new: Vec<String> = new.into_iter().map(str::to_owned).collect();
@@ -130,8 +194,7 @@ impl Relay {
             self.known.extend(new);
         }
         let mut spans = Vec::new();
-        let (mut seqs, mut records) = (Vec::new(), Vec::new());
-        for Pending { seq, mut record } in pending {
+        for record in &mut records {
             let traceparent = &mut record.event.attributes.traceparent;
             let parent = trace::parse(traceparent);
             let name = format!("relay {}", record.topic);
@@ -140,19 +203,34 @@ impl Relay {
                 *traceparent = trace::format(&context);
                 spans.push(span);
             }
-            seqs.push(seq);
-            records.push(record);
         }
-        let results = self.broker.publish(records, PUBLISH_TIMEOUT).await;
+        let results = self.broker.publish(records, deadline).await;
         drop(spans);
-        let delivered = results.iter().take_while(|result| result.is_ok()).count();
-        if let Some(last) = delivered.checked_sub(1) {
-            self.outbox.forget(seqs[last]).await?;
+        let (mut reached, mut failure) = (None, None);
+        for (seq, result) in seqs.into_iter().zip(results) {
+            match result {
+                Ok(()) => {}
+                Err(why @ Error::Event(_)) => self.set_aside(seq, &why).await?,
+                Err(why) => {
+                    failure = Some(why);
+                    break;
+                }
+            }
+            reached = Some(seq);
         }
-        match results.into_iter().find_map(Result::err) {
-            Some(why) => Err(why),
-            None => Ok(()),
+        if let Some(reached) = reached {
+            self.outbox.forget(reached).await?;
         }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Others don't wait behind an event that will never go out.
+    async fn set_aside(&self, seq: i64, why: &Error) -> Result<(), Error> {
+        tracing::error!(
+            service = %self.service, seq, %why,
+            "an event is set aside in the outbox, and is tried again after the next start",
+        );
+        self.outbox.set_aside(seq, why.to_string()).await
     }
 }
 

@@ -1,10 +1,17 @@
 //! Consumes events, each with its effect once: the effect and the mark in the
 //! inbox are one transaction.
+//!
+//! What fails is tried again, later each time, and then goes to the dead
+//! letters. Meanwhile those of its key wait, and no others.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use sea_orm::{ActiveValue, DatabaseTransaction, EntityTrait as _, TryInsertResult};
+use sea_orm::{
+    ActiveValue, DatabaseTransaction, EntityTrait as _, ExprTrait as _, TryInsertResult,
+    sea_query::{Expr, OnConflict},
+};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -12,6 +19,7 @@ use super::{
     Event, Outbox, Outgoing,
     broker::{Broker, Consumer, Delivery, Undecodable},
     event::Attributes,
+    hand::Hand,
 };
 use crate::{
     Error,
@@ -19,7 +27,7 @@ use crate::{
 };
 
 /// The table `inbox`.
-mod mark {
+pub(super) mod mark {
     use sea_orm::entity::prelude::*;
 
     #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
@@ -32,6 +40,7 @@ mod mark {
         #[sea_orm(primary_key, auto_increment = false)]
         pub event_id: String,
         pub handled_at: DateTimeUtc,
+        pub buried_at: Option<String>,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -40,11 +49,14 @@ mod mark {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// How many deliveries are taken at once.
+/// How many deliveries are taken, and handled in one transaction, at once.
 const BATCH: usize = 256;
 /// How often an event is tried before it goes to the dead letters.
 const ATTEMPTS: u32 = 5;
-/// How long to wait after a first failure, and after many.
+/// How long the effect of one event may take.
+const EFFECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long to wait when the database or the broker fails, and when it goes on
+/// failing.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -87,20 +99,9 @@ impl Subscriber {
 
     /// Consumes until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let mut pause = FIRST_PAUSE;
-        while !stop.is_cancelled() {
-            let worked = tokio::select! {
-                worked = self.consume(&mut pause) => worked,
-                () = stop.cancelled() => return,
-            };
-            if let Err(why) = worked {
-                tracing::warn!(service = %self.service, pattern = self.pattern, %why, "consuming waits");
-                tokio::select! {
-                    () = tokio::time::sleep(jittered(pause)) => {}
-                    () = stop.cancelled() => return,
-                }
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            }
+        tokio::select! {
+            () = self.consume() => {}
+            () = stop.cancelled() => {}
         }
     }
 
@@ -109,90 +110,132 @@ impl Subscriber {
         format!("{}.{}", self.service, self.pattern.trim_end_matches(['*', '.']))
     }
 
-    async fn consume(&self, pause: &mut Duration) -> Result<(), Error> {
-        let mut consumer = self.broker.subscribe(&self.group(), &self.pattern).await?;
+    async fn consume(&self) {
+        let (mut pause, mut hand, mut consumer) = (FIRST_PAUSE, Hand::default(), None);
         loop {
-            let deliveries: Arc<[Delivery]> = consumer.next(BATCH).await?.into();
-            *pause = FIRST_PAUSE;
-            self.handle(consumer.as_mut(), deliveries).await?;
+            match self.step(&mut consumer, &mut hand).await {
+                Ok(()) => pause = FIRST_PAUSE,
+                Err(why) => {
+                    tracing::warn!(
+                        service = %self.service, pattern = self.pattern, %why, "consuming waits",
+                    );
+                    tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
         }
     }
 
-    /// Handles `deliveries` in order. One that fails holds back those behind
-    /// it, so that the order of its key stays.
+    /// Handles what is ready, or waits for it. After an error everything is still
+    /// in hand.
+    async fn step(
+        &self,
+        consumer: &mut Option<Box<dyn Consumer>>,
+        hand: &mut Hand,
+    ) -> Result<(), Error> {
+        let consumer = match consumer {
+            Some(consumer) => consumer,
+            None => consumer.insert(self.broker.subscribe(&self.group(), &self.pattern).await?),
+        };
+        let ready = hand.ready(Instant::now(), BATCH);
+        if ready.is_empty() {
+            let due = hand.next_due().unwrap_or_else(|| Instant::now() + LONGEST_PAUSE);
+            tokio::select! {
+                next = consumer.next(BATCH), if hand.has_room() => hand.take(next?),
+                () = tokio::time::sleep_until(due) => {}
+            }
+            return Ok(());
+        }
+        let mut done = Vec::new();
+        for (index, failure) in self.handle(ready.clone()).await? {
+            let delivery = &*ready[index];
+            if let Some(why) = failure
+                && !self.give_up(hand, delivery, &why).await?
+            {
+                continue;
+            }
+            hand.settled(delivery);
+            done.push(delivery);
+        }
+        consumer.commit(&done).await
+    }
+
+    /// Handles `deliveries` in one transaction. Answers which were handled, by
+    /// their index, and why they failed; behind a failure those of its key are
+    /// passed over.
     async fn handle(
         &self,
-        consumer: &mut dyn Consumer,
-        deliveries: Arc<[Delivery]>,
-    ) -> Result<(), Error> {
-        let (mut from, mut attempt) = (0, 1);
-        while from < deliveries.len() {
-            let done = self.handle_from(deliveries.clone(), from).await?;
-            if done.next > from {
-                consumer.commit(&deliveries[from..done.next]).await?;
-                attempt = 1;
-            }
-            from = done.next;
-            let Some(why) = done.failed else { continue };
-            let delivery = &deliveries[from];
-            tracing::warn!(
-                service = %self.service, topic = delivery.topic, offset = delivery.offset,
-                attempt, %why, "an event failed",
-            );
-            if attempt < ATTEMPTS && delivery.event.is_ok() {
-                tokio::time::sleep(jittered(FIRST_PAUSE * 2u32.pow(attempt))).await;
-                attempt += 1;
-            } else {
-                self.bury(delivery, &why, attempt).await?;
-                consumer.commit(&deliveries[from..=from]).await?;
-                (from, attempt) = (from + 1, 1);
-            }
-        }
-        Ok(())
-    }
-
-    /// Handles as many as go, beginning with `from`, in one transaction.
-    async fn handle_from(&self, deliveries: Arc<[Delivery]>, from: usize) -> Result<Done, Error> {
+        deliveries: Vec<Arc<Delivery>>,
+    ) -> Result<Vec<(usize, Option<Error>)>, Error> {
         let (service, group) = (self.service.clone(), self.group());
         let handler = self.handler.clone();
         let work = self.outbox.store().transaction(move |tx| {
             Box::pin(async move {
-                let mut next = from;
-                for delivery in &deliveries[from..] {
-                    let outcome = match &delivery.event {
-                        Ok(event) => {
-                            let parent = trace::parse(&event.attributes.traceparent);
-                            let name = format!("consume {}", delivery.topic);
-                            let span =
-                                trace::child(&service, Kind::Consumer, &name, parent.as_ref());
-                            one(tx, &group, handler.as_ref(), &delivery.topic, event)
-                                .instrument(span)
-                                .await
-                        }
-                        Err(why) => Err(Error::Event(why.why.clone())),
-                    };
-                    match outcome {
-                        Ok(()) => next += 1,
-                        Err(why) => return Ok::<_, Error>(Done { next, failed: Some(why) }),
+                let (mut outcomes, mut held) = (Vec::new(), HashSet::new());
+                for (index, delivery) in deliveries.iter().enumerate() {
+                    if !held.is_empty() && held.contains(&delivery.key()) {
+                        continue;
                     }
+                    let effect = one(tx, &service, &group, handler.as_ref(), delivery);
+                    let failure = match tokio::time::timeout(EFFECT_LIMIT, effect).await {
+                        Ok(Ok(())) => None,
+                        // Nobody's fault here: all is to be tried again.
+                        Ok(Err(why)) if why.is_passing() => return Err(Undone::By(why)),
+                        Ok(Err(why)) => Some(why),
+                        // What it was doing may not be over.
+                        Err(_) => return Err(Undone::Late(index)),
+                    };
+                    if failure.is_some() {
+                        held.insert(delivery.key());
+                    }
+                    outcomes.push((index, failure));
                 }
-                Ok(Done { next, failed: None })
+                Ok(outcomes)
             })
         });
-        work.await
+        match work.await {
+            Ok(outcomes) => Ok(outcomes),
+            Err(Undone::Late(index)) => {
+                let why = Error::Event(format!("its effect took longer than {EFFECT_LIMIT:?}"));
+                Ok(vec![(index, Some(why))])
+            }
+            Err(Undone::By(why)) => Err(why),
+        }
+    }
+
+    /// Takes note of a failure; `true` where it was the last, and the delivery is
+    /// in the dead letters.
+    async fn give_up(
+        &self,
+        hand: &mut Hand,
+        delivery: &Delivery,
+        why: &Error,
+    ) -> Result<bool, Error> {
+        let attempt = hand.failed(delivery, Instant::now());
+        let last = attempt >= ATTEMPTS || delivery.event.is_err();
+        if attempt == 1 || last {
+            tracing::warn!(
+                service = %self.service, topic = delivery.topic, partition = delivery.partition,
+                offset = delivery.offset, attempt, dead = last, %why, "an event failed",
+            );
+        }
+        if last {
+            self.bury(delivery, why, attempt).await?;
+        }
+        Ok(last)
     }
 
     /// Puts a delivery into the dead letters, by way of the outbox.
     async fn bury(&self, delivery: &Delivery, why: &Error, attempts: u32) -> Result<(), Error> {
         let letter = dead_letter(delivery, &self.group(), why, attempts);
-        let (outbox, group) = (self.outbox.clone(), self.group());
-        let mark = delivery.event.as_ref().ok().map(|event| event.attributes.clone());
+        let (outbox, group, place) = (self.outbox.clone(), self.group(), place(delivery));
+        let attributes = delivery.event.as_ref().ok().map(|event| event.attributes.clone());
         self.outbox
             .store()
             .transaction(move |tx| {
                 Box::pin(async move {
-                    if let Some(attributes) = mark
-                        && !mark_handled(tx, &group, &attributes).await?
+                    if let Some(attributes) = attributes
+                        && !mark_buried(tx, &group, &attributes, place).await?
                     {
                         return Ok(());
                     }
@@ -203,46 +246,105 @@ impl Subscriber {
     }
 }
 
-struct Done {
-    /// The first delivery that wasn't handled.
-    next: usize,
-    /// Why it wasn't.
-    failed: Option<Error>,
+/// Why nothing of a transaction was kept.
+enum Undone {
+    /// The effect of the delivery of this index took too long.
+    Late(usize),
+    By(Error),
 }
 
-/// Handles one event in a savepoint of its own.
+impl From<Error> for Undone {
+    fn from(why: Error) -> Self {
+        Self::By(why)
+    }
+}
+
+/// Handles one delivery in a savepoint of its own.
 async fn one(
     tx: &DatabaseTransaction,
+    service: &str,
     group: &str,
     handler: &dyn Handler,
-    topic: &str,
-    event: &Event,
+    delivery: &Delivery,
 ) -> Result<(), Error> {
     use sea_orm::TransactionTrait as _;
-    let savepoint = tx.begin().await?;
-    let outcome = match mark_handled(&savepoint, group, &event.attributes).await {
-        Ok(true) => handler.handle(&savepoint, topic, event).await,
-        Ok(false) => Ok(()),
-        Err(why) => Err(why),
+    let event = delivery.event.as_ref().map_err(|why| Error::Event(why.why.clone()))?;
+    let parent = trace::parse(&event.attributes.traceparent);
+    let name = format!("consume {}", delivery.topic);
+    let span = trace::child(service, Kind::Consumer, &name, parent.as_ref());
+    let effect = async {
+        let savepoint = tx.begin().await?;
+        let outcome = match mark_handled(&savepoint, group, &event.attributes, delivery).await {
+            Ok(true) => handler.handle(&savepoint, &delivery.topic, event).await,
+            Ok(false) => Ok(()),
+            Err(why) => Err(why),
+        };
+        crate::store::end_savepoint(savepoint, outcome).await
     };
-    crate::store::end_savepoint(savepoint, outcome).await
+    effect.instrument(span).await
 }
 
-/// Marks an event as handled by `group`; `false` where it was before.
-async fn mark_handled(
+/// Marks an event as handled by `group`; `false` where it was before. What is in
+/// the dead letters is handled when it comes again from another place: as a
+/// replay.
+pub(super) async fn mark_handled(
     tx: &DatabaseTransaction,
     group: &str,
     attributes: &Attributes,
+    delivery: &Delivery,
 ) -> Result<bool, Error> {
-    let mark = mark::ActiveModel {
+    let mark = mark(group, attributes, None);
+    let insert =
+        mark::Entity::insert(mark).on_conflict_do_nothing().exec_without_returning(tx).await?;
+    if matches!(insert, TryInsertResult::Inserted(n) if n > 0) {
+        return Ok(true);
+    }
+    let id = (group.to_owned(), attributes.source.clone(), attributes.id.clone());
+    let found = mark::Entity::find_by_id(id).one(tx).await?;
+    let Some(found) = found.filter(|mark| mark.buried_at.is_some()) else { return Ok(false) };
+    if found.buried_at.as_deref() == Some(&*place(delivery)) {
+        return Ok(false);
+    }
+    let mut found: mark::ActiveModel = found.into();
+    found.buried_at = ActiveValue::Set(None);
+    found.handled_at = ActiveValue::Set(chrono::Utc::now());
+    mark::Entity::update(found).exec(tx).await?;
+    Ok(true)
+}
+
+/// Marks an event as being in the dead letters, from `place`; `false` where it
+/// has been handled meanwhile.
+pub(super) async fn mark_buried(
+    tx: &DatabaseTransaction,
+    group: &str,
+    attributes: &Attributes,
+    place: String,
+) -> Result<bool, Error> {
+    let again =
+        OnConflict::columns([mark::Column::Consumer, mark::Column::Source, mark::Column::EventId])
+            .update_columns([mark::Column::BuriedAt, mark::Column::HandledAt])
+            .action_and_where(Expr::col((mark::Entity, mark::Column::BuriedAt)).is_not_null())
+            .to_owned();
+    let insert = mark::Entity::insert(mark(group, attributes, Some(place)))
+        .on_conflict(again)
+        .exec_without_returning(tx)
+        .await?;
+    Ok(insert > 0)
+}
+
+fn mark(group: &str, attributes: &Attributes, buried_at: Option<String>) -> mark::ActiveModel {
+    mark::ActiveModel {
         consumer: ActiveValue::Set(group.to_owned()),
         source: ActiveValue::Set(attributes.source.clone()),
         event_id: ActiveValue::Set(attributes.id.clone()),
         handled_at: ActiveValue::Set(chrono::Utc::now()),
-    };
-    let insert =
-        mark::Entity::insert(mark).on_conflict_do_nothing().exec_without_returning(tx).await?;
-    Ok(matches!(insert, TryInsertResult::Inserted(n) if n > 0))
+        buried_at: ActiveValue::Set(buried_at),
+    }
+}
+
+/// Where a record is in its topic.
+pub(super) fn place(delivery: &Delivery) -> String {
+    format!("{}/{}/{}", delivery.topic, delivery.partition, delivery.offset)
 }
 
 /// The letter that says why, where, how often, and keeps the bytes.
@@ -252,14 +354,14 @@ fn dead_letter(delivery: &Delivery, group: &str, why: &Error, attempts: u32) -> 
         Ok(event) => event.clone(),
         Err(Undecodable { data, .. }) => Event {
             attributes: Attributes {
-                id: format!("{topic}/{partition}/{offset}"),
+                id: place(delivery),
                 source: format!("/topics/{topic}"),
                 kind: "undecodable".into(),
                 subject: String::new(),
                 time: chrono::Utc::now(),
                 datacontenttype: "application/octet-stream".into(),
                 dataschema: String::new(),
-                correlationid: format!("{topic}/{partition}/{offset}"),
+                correlationid: place(delivery),
                 causationid: String::new(),
                 traceparent: String::new(),
                 extensions: Default::default(),
@@ -277,8 +379,4 @@ fn dead_letter(delivery: &Delivery, group: &str, why: &Error, attempts: u32) -> 
         ("dlqtime".to_owned(), chrono::Utc::now().to_rfc3339()),
     ]);
     Outgoing::new(format!("dlq.{topic}"), event)
-}
-
-fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(rand::random_range(0.5..1.0))
 }

@@ -105,7 +105,7 @@ mod tests {
     use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
 
     use super::*;
-    use crate::store::Store;
+    use crate::{config::Config, store::Store};
 
     const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -143,7 +143,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("b.db");
         let store = Arc::new(Store::open_file(file, migrations::kernel).await.unwrap());
-        let outbox = Outbox::open(store.clone(), None, 1000).await.unwrap();
+        let outbox = {
+            let limits = Config::from_sources(None, HashMap::new(), &[]).unwrap().outbox;
+            Outbox::open("test", store.clone(), None, limits).await.unwrap()
+        };
         let (denials, stop) = (Denials::new(), CancellationToken::new());
 
         rename(&store, "outbox", "away").await;

@@ -75,7 +75,7 @@ impl Running {
         let outbox = match descriptor.migrations {
             Some(migrations) => {
                 let store = Arc::new(Store::open(config, name, migrations).await?);
-                Some(Outbox::open(store, descriptor.bodies, config.outbox.limit).await?)
+                Some(Outbox::open(name, store, descriptor.bodies, config.outbox.clone()).await?)
             }
             None => None,
         };

@@ -3,6 +3,7 @@
 
 mod batch;
 mod open;
+mod passing;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -16,11 +17,11 @@ use sea_orm::{
 use tokio::sync::watch;
 
 use self::writer::Writer;
-pub(crate) use self::writer::end_savepoint;
 pub use self::{
     batch::{Batch, Batcher},
     open::Migrations,
 };
+pub(crate) use self::{passing::is_passing, writer::end_savepoint};
 use crate::{Error, config::Config, files};
 
 /// How long PostgreSQL may take to say that a session is still there.

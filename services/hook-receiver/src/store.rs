@@ -327,7 +327,7 @@ fn event(Stored { hook, traceparent }: &Stored) -> Outgoing {
             traceparent: traceparent.clone(),
             extensions: extensions.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
         },
-        body: Body::Stored(hook.id.clone()),
+        body: Body::Stored { id: hook.id.clone(), bytes: hook.body.len() },
     }
 }
 

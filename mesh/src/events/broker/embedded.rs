@@ -13,7 +13,9 @@ use sea_orm::{
     QuerySelect as _, sea_query::OnConflict,
 };
 
-use super::{Broker, Consumer, Delivery, From, Record, TopicStatus, Undecodable};
+use super::{
+    Broker, Consumer, Delivery, From, Record, TopicStatus, Undecodable, progress::Progress,
+};
 use crate::{Error, config::Config, events::Event, files, store::Store};
 
 /// How often a member that waits tries to take over.
@@ -170,7 +172,8 @@ impl Broker for EmbeddedBroker {
     async fn subscribe(&self, group: &str, pattern: &str) -> Result<Box<dyn Consumer>, Error> {
         let reader = self.reader(pattern, 0)?;
         let lock = self.folder.join("groups").join(format!("{group}.lock"));
-        Ok(Box::new(Member { reader, group: group.to_owned(), lock, held: None }))
+        let progress = Progress::default();
+        Ok(Box::new(Member { reader, group: group.to_owned(), lock, held: None, progress }))
     }
 
     async fn tail(&self, topic: &str, from: From) -> Result<Box<dyn Consumer>, Error> {
@@ -255,7 +258,7 @@ impl Consumer for Reader {
         }
     }
 
-    async fn commit(&mut self, _: &[Delivery]) -> Result<(), Error> {
+    async fn commit(&mut self, _: &[&Delivery]) -> Result<(), Error> {
         Ok(())
     }
 }
@@ -274,6 +277,8 @@ struct Member {
     group: String,
     lock: PathBuf,
     held: Option<std::fs::File>,
+    /// Of the whole log, which is one partition.
+    progress: Progress,
 }
 
 #[async_trait]
@@ -289,16 +294,17 @@ impl Consumer for Member {
                 offset::Entity::find_by_id(&self.group).one(self.reader.store.read()).await?;
             self.reader.position = done.map_or(0, |done| done.seq);
         }
-        self.reader.next(limit).await
+        let deliveries = self.reader.next(limit).await?;
+        deliveries.iter().for_each(|delivery| self.progress.hand_out(delivery.offset));
+        Ok(deliveries)
     }
 
-    async fn commit(&mut self, deliveries: &[Delivery]) -> Result<(), Error> {
-        let Some(last) = deliveries.iter().map(|delivery| delivery.offset).max() else {
-            return Ok(());
-        };
+    async fn commit(&mut self, deliveries: &[&Delivery]) -> Result<(), Error> {
+        deliveries.iter().for_each(|delivery| self.progress.done(delivery.offset));
+        let Some(reached) = self.progress.reached() else { return Ok(()) };
         let row = offset::ActiveModel {
             group_name: ActiveValue::Set(self.group.clone()),
-            seq: ActiveValue::Set(last),
+            seq: ActiveValue::Set(reached),
         };
         self.reader
             .store
@@ -380,9 +386,12 @@ mod tests {
             let (ids, deliveries) = next(first.as_mut()).await;
             seen.extend(ids);
             if seen.len() < 3 {
-                first.commit(&deliveries).await.unwrap();
+                first.commit(&deliveries.iter().collect::<Vec<_>>()).await.unwrap();
             } else {
-                first.commit(&deliveries[..deliveries.len() - 1]).await.unwrap();
+                first
+                    .commit(&deliveries[..deliveries.len() - 1].iter().collect::<Vec<_>>())
+                    .await
+                    .unwrap();
             }
         }
         assert_eq!(seen, ["1", "2", "3"]);

@@ -2,6 +2,7 @@
 
 mod embedded;
 pub mod kafka;
+mod progress;
 
 use std::{sync::Arc, time::Duration};
 
@@ -68,6 +69,16 @@ pub struct Delivery {
     pub event: Result<Event, Undecodable>,
 }
 
+impl Delivery {
+    /// What keeps its order: a topic's events of one correlation. A record that
+    /// is no event stands alone.
+    pub(crate) fn key(&self) -> (String, String) {
+        let of_event = |event: &Event| event.attributes.correlationid.clone();
+        let alone = |_: &_| format!("{}/{}", self.partition, self.offset);
+        (self.topic.clone(), self.event.as_ref().map_or_else(alone, of_event))
+    }
+}
+
 /// A record that is no CloudEvent, as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Undecodable {
@@ -106,12 +117,13 @@ pub trait Consumer: Send {
     /// When the broker can't be reached; the caller waits and asks again.
     async fn next(&mut self, limit: usize) -> Result<Vec<Delivery>, Error>;
 
-    /// Records that everything up to `delivery` of its partition has had its
-    /// effect, so that the group never gets it again, save after a crash.
+    /// Records that `deliveries` have had their effect, in whatever order: the
+    /// group never gets them again, save after a crash, when it goes on after
+    /// the last one of each partition before which nothing is left to do.
     ///
     /// # Errors
     /// When the broker can't be reached.
-    async fn commit(&mut self, deliveries: &[Delivery]) -> Result<(), Error>;
+    async fn commit(&mut self, deliveries: &[&Delivery]) -> Result<(), Error>;
 }
 
 /// Whether `topic` matches `pattern`: a name, or a prefix and `*`. Dead-letter

@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 use super::{Log, OffThread, blocking, record, settings::Settings, topics};
 use crate::{
     Error,
-    events::broker::{Consumer, Delivery, From},
+    events::broker::{Consumer, Delivery, From, progress::Progress},
 };
 
 /// How many bytes of bodies `next` returns at most, over its first delivery's.
@@ -34,6 +34,8 @@ pub(super) struct Reader {
     client: Arc<OffThread<StreamConsumer<Log>>>,
     /// When something last came from the broker.
     heard: Instant,
+    /// Of each partition that was read.
+    progress: BTreeMap<(String, i32), Progress>,
 }
 
 /// What a reader reads, should it have to begin again.
@@ -66,7 +68,7 @@ pub(super) async fn tail(settings: &Settings, topic: &str, from: From) -> Result
 impl Reader {
     fn open(settings: Settings, plan: Plan) -> Result<Self, Error> {
         let client = Arc::new(OffThread::new(plan.open(&settings)?));
-        Ok(Self { settings, plan, client, heard: Instant::now() })
+        Ok(Self { settings, plan, client, heard: Instant::now(), progress: BTreeMap::new() })
     }
 
     /// The next delivery, waited for.
@@ -152,9 +154,15 @@ impl Consumer for Reader {
                 None => break,
             }
         }
-        if let Plan::Tail { places } = &mut self.plan {
-            for ((topic, partition), offset) in next_offsets(&deliveries) {
-                places.insert((topic.to_owned(), partition), offset);
+        for Delivery { topic, partition, offset, .. } in &deliveries {
+            let partition = (topic.clone(), *partition);
+            match &mut self.plan {
+                Plan::Member { .. } => {
+                    self.progress.entry(partition).or_default().hand_out(*offset);
+                }
+                Plan::Tail { places } => {
+                    places.insert(partition, offset + 1);
+                }
             }
         }
         Ok(deliveries)
@@ -163,11 +171,23 @@ impl Consumer for Reader {
     /// Takes note of the offsets; librdkafka commits them within 200 ms, and
     /// before it gives partitions away or leaves the group. Its call that waits
     /// for the broker's answer has no limit: without a broker it never returns.
-    async fn commit(&mut self, deliveries: &[Delivery]) -> Result<(), Error> {
-        if matches!(self.plan, Plan::Tail { .. }) || deliveries.is_empty() {
+    async fn commit(&mut self, deliveries: &[&Delivery]) -> Result<(), Error> {
+        let mut reached = BTreeMap::new();
+        for Delivery { topic, partition, offset, .. } in deliveries {
+            // A tail has none.
+            let place = (topic.clone(), *partition);
+            let Some(progress) = self.progress.get_mut(&place) else { continue };
+            progress.done(*offset);
+            if let Some(offset) = progress.reached() {
+                reached.insert(place, offset + 1);
+            }
+        }
+        if reached.is_empty() {
             return Ok(());
         }
-        let stored = offsets(next_offsets(deliveries)).and_then(|o| self.client.store_offsets(&o));
+        let places =
+            reached.iter().map(|((topic, partition), next)| ((&**topic, *partition), *next));
+        let stored = offsets(places).and_then(|offsets| self.client.store_offsets(&offsets));
         match stored {
             // They are another member's by now, who has a place of its own there.
             Err(KafkaError::StoreOffset(Code::State)) => Ok(()),
@@ -176,17 +196,6 @@ impl Consumer for Reader {
             }
         }
     }
-}
-
-/// The first offset that isn't done, by topic and partition.
-fn next_offsets(deliveries: &[Delivery]) -> BTreeMap<(&str, i32), i64> {
-    let mut next = BTreeMap::new();
-    for delivery in deliveries {
-        let place = (delivery.topic.as_str(), delivery.partition);
-        let offset = next.entry(place).or_insert(0);
-        *offset = (*offset).max(delivery.offset + 1);
-    }
-    next
 }
 
 fn offsets<'a>(
@@ -268,22 +277,5 @@ mod tests {
         assert_eq!(of("d*"), ("^d.*".to_owned(), Some("^dlq\\.")));
         assert!(subscription("hooks.(a|b)").is_err());
         assert!(subscription("").is_err());
-    }
-
-    #[test]
-    fn what_is_committed_is_the_offset_behind_the_last() {
-        let delivery = |partition, offset| Delivery {
-            topic: "t".into(),
-            partition,
-            offset,
-            event: Err(crate::events::broker::Undecodable {
-                why: String::new(),
-                data: bytes::Bytes::new(),
-            }),
-        };
-        let deliveries = [delivery(0, 4), delivery(1, 0), delivery(0, 3)];
-        let next = next_offsets(&deliveries);
-        let next: Vec<_> = next.into_iter().map(|((_, p), o)| (p, o)).collect();
-        assert_eq!(next, [(0, 5), (1, 1)]);
     }
 }

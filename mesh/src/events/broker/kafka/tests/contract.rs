@@ -117,7 +117,7 @@ async fn what_is_no_cloud_event_is_delivered_with_its_bytes_and_stops_nothing() 
     assert!(broken(2).why.contains("`ce_id`"), "{:?}", broken(2));
     assert!(broken(3).data.is_empty());
     assert_eq!(ids(&deliveries[4..]), ["k-0"]);
-    consumer.commit(&deliveries).await.unwrap();
+    consumer.commit(&deliveries.iter().collect::<Vec<_>>()).await.unwrap();
 }
 
 #[tokio::test]
@@ -132,7 +132,7 @@ async fn what_was_committed_is_not_delivered_again_and_what_was_not_is() {
     // Of each partition, the first five.
     let done: Vec<_> = deliveries.into_iter().filter(|d| d.offset < 5).collect();
     assert_eq!(done.len(), 10, "both partitions have keys");
-    first.commit(&done).await.unwrap();
+    first.commit(&done.iter().collect::<Vec<_>>()).await.unwrap();
     cluster.committed(&group, &topic, &[5, 5]).await;
     drop(first);
 
@@ -233,7 +233,7 @@ async fn a_second_member_shares_the_work_and_nothing_is_lost() {
         members.push(tokio::spawn(async move {
             loop {
                 let deliveries = consumer.next(50).await.unwrap();
-                consumer.commit(&deliveries).await.unwrap();
+                consumer.commit(&deliveries.iter().collect::<Vec<_>>()).await.unwrap();
                 for delivery in deliveries {
                     found.send((member, delivery)).await.unwrap();
                 }

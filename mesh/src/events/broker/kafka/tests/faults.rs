@@ -192,7 +192,7 @@ async fn a_reader_whose_broker_does_not_answer_begins_again_where_it_was() {
     let mut member = broker.subscribe(&group, &topic).await.unwrap();
     let mut tail = broker.tail(&topic, From::Beginning).await.unwrap();
     let deliveries = read(member.as_mut(), 3).await;
-    member.commit(&deliveries).await.unwrap();
+    member.commit(&deliveries.iter().collect::<Vec<_>>()).await.unwrap();
     read(tail.as_mut(), 3).await;
     cluster.committed(&group, &topic, &[3]).await;
     cluster.as_mock().broker_down(-1).unwrap();
@@ -234,7 +234,7 @@ fn a_runtime_that_ends_while_the_broker_is_down_waits_only_so_long() {
         let mut consumer = broker.subscribe(&unique("g"), &topic).await.unwrap();
         let deliveries = read(consumer.as_mut(), 10).await;
         cluster.as_mock().broker_down(-1).unwrap();
-        consumer.commit(&deliveries).await.unwrap();
+        consumer.commit(&deliveries.iter().collect::<Vec<_>>()).await.unwrap();
     });
     let begun = Instant::now();
     drop(runtime);

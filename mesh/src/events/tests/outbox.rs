@@ -1,0 +1,109 @@
+//! What waits for the broker, and what can't go there.
+
+use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
+
+use super::*;
+use crate::{Error, events::Outgoing};
+
+fn limits(limit: u64, bytes: u64, drop_oldest: &[&str]) -> OutboxConfig {
+    let drop_oldest = drop_oldest.iter().map(|topic| (*topic).to_owned()).collect();
+    OutboxConfig { limit, bytes, drop_oldest }
+}
+
+/// Adds one event with a body of `bytes` bytes.
+async fn add(outbox: &Outbox, topic: &'static str, id: &str, bytes: usize) -> Result<(), Error> {
+    let event = Event { data: vec![b'x'; bytes].into(), ..event("k", id, "") };
+    let inside = outbox.clone();
+    let work = outbox.store().transaction(move |tx| {
+        Box::pin(async move { inside.add(tx, vec![Outgoing::new(topic, event)]).await })
+    });
+    work.await
+}
+
+fn ids(events: &[Event]) -> Vec<&str> {
+    events.iter().map(|event| event.attributes.id.as_str()).collect()
+}
+
+async fn sql(outbox: &Outbox, statement: &'static str) {
+    let statement = Statement::from_string(DbBackend::Sqlite, statement);
+    let work = outbox.store().transaction(move |tx| {
+        Box::pin(async move {
+            tx.execute_raw(statement).await?;
+            Ok::<_, Error>(())
+        })
+    });
+    work.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_outbox_refuses_what_is_too_many_or_too_large() {
+    let bench = Bench::quiet(limits(2, 100, &[])).await;
+    add(&bench.outbox, TOPIC, "1", 60).await.unwrap();
+    let too_large = add(&bench.outbox, TOPIC, "2", 41).await;
+    assert!(matches!(too_large, Err(Error::OutboxFull { .. })), "{too_large:?}");
+    add(&bench.outbox, TOPIC, "3", 40).await.unwrap();
+    let too_many = add(&bench.outbox, TOPIC, "4", 0).await;
+    assert!(matches!(too_many, Err(Error::OutboxFull { .. })), "{too_many:?}");
+    bench.relay();
+    assert_eq!(ids(&bench.events(TOPIC, 2).await), ["1", "3"]);
+    until("there is room again", || bench.outbox.pending() == 0).await;
+    add(&bench.outbox, TOPIC, "5", 100).await.unwrap();
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn the_oldest_of_a_topic_make_room_where_it_is_set_so() {
+    let bench = Bench::quiet(limits(3, 100, &[TOPIC])).await;
+    add(&bench.outbox, "audit.events", "a", 10).await.unwrap();
+    add(&bench.outbox, TOPIC, "1", 10).await.unwrap();
+    add(&bench.outbox, TOPIC, "2", 10).await.unwrap();
+    add(&bench.outbox, TOPIC, "3", 10).await.unwrap();
+    let other = add(&bench.outbox, "audit.events", "b", 10).await;
+    assert!(matches!(other, Err(Error::OutboxFull { .. })), "it isn't of such a topic");
+    add(&bench.outbox, TOPIC, "4", 75).await.unwrap();
+    let never = add(&bench.outbox, TOPIC, "5", 95).await;
+    assert!(matches!(never, Err(Error::OutboxFull { .. })), "others' bytes are in the way");
+    bench.relay();
+    assert_eq!(ids(&bench.events(TOPIC, 2).await), ["3", "4"]);
+    assert_eq!(ids(&bench.events("audit.events", 1).await), ["a"]);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn an_event_that_can_not_go_out_is_set_aside_and_tried_again_by_the_next_relay() {
+    let bench = Bench::quiet(limits(100, 100, &[])).await;
+    for id in ["1", "2", "3"] {
+        add(&bench.outbox, TOPIC, id, 0).await.unwrap();
+    }
+    let broken = "UPDATE outbox SET attributes = replace(attributes, '{', '[') WHERE seq = 2";
+    sql(&bench.outbox, broken).await;
+    let first = bench.relay();
+    assert_eq!(ids(&bench.events(TOPIC, 2).await), ["1", "3"]);
+    until("only what was set aside is left", || bench.outbox.pending() == 0).await;
+
+    let mended = "UPDATE outbox SET attributes = replace(attributes, '[', '{')";
+    sql(&bench.outbox, mended).await;
+    first.cancel();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(ids(&bench.events(TOPIC, 2).await), ["1", "3"], "it isn't tried in between");
+    bench.relay();
+    assert_eq!(ids(&bench.events(TOPIC, 3).await), ["1", "3", "2"]);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn what_was_rolled_back_does_not_fill_the_outbox_for_good() {
+    let bench = Bench::quiet(limits(2, 100, &[])).await;
+    let inside = bench.outbox.clone();
+    let work = bench.outbox.store().transaction(move |tx| {
+        Box::pin(async move {
+            inside.add(tx, vec![Outgoing::new(TOPIC, event("k", "1", ""))]).await?;
+            Err::<(), _>(Error::Event("changed my mind".into()))
+        })
+    });
+    work.await.unwrap_err();
+    assert_eq!(bench.outbox.pending(), 1);
+    bench.relay();
+    until("it is counted anew", || bench.outbox.pending() == 0).await;
+    bench.end().await;
+}

@@ -1,0 +1,154 @@
+//! What consumers do with what comes, and with what goes wrong.
+
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use sea_orm::{DatabaseTransaction, EntityTrait as _, PaginatorTrait as _};
+
+use super::*;
+use crate::{
+    Error,
+    events::{
+        broker::Delivery,
+        subscriber::{mark, mark_buried, mark_handled, place},
+    },
+};
+
+type Fate = Box<dyn Fn(&Event, usize) -> Result<(), Error> + Send + Sync>;
+
+/// Has seen what; `fate` decides, by the event and how often it was tried.
+struct Seen {
+    tries: Mutex<Vec<String>>,
+    fate: Fate,
+    hangs: Option<&'static str>,
+}
+
+impl Seen {
+    fn new(fate: impl Fn(&Event, usize) -> Result<(), Error> + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { tries: Mutex::default(), fate: Box::new(fate), hangs: None })
+    }
+
+    fn tries(&self) -> Vec<String> {
+        self.tries.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl Handler for Seen {
+    async fn handle(&self, _: &DatabaseTransaction, _: &str, event: &Event) -> Result<(), Error> {
+        let id = event.attributes.id.clone();
+        let nth = {
+            let mut tries = self.tries.lock().unwrap();
+            tries.push(id.clone());
+            tries.iter().filter(|tried| **tried == id).count()
+        };
+        if nth == 1 && self.hangs == Some(id.as_str()) {
+            std::future::pending::<()>().await;
+        }
+        (self.fate)(event, nth)
+    }
+}
+
+fn poison(event: &Event, _: usize) -> Result<(), Error> {
+    if event.data == "poison" { Err(Error::Event("no good".into())) } else { Ok(()) }
+}
+
+#[tokio::test]
+async fn poison_goes_to_the_dead_letters_and_holds_back_its_own_key_only() {
+    let bench = Bench::start().await;
+    let seen = Seen::new(poison);
+    bench.subscribe(seen.clone());
+    let poisonous = event("a", "a1", "poison");
+    let (a2, b1) = (event("a", "a2", ""), event("b", "b1", ""));
+    bench.publish(vec![poisonous.clone(), a2, b1]).await;
+    until("the others are handled", || seen.tries().len() == 7).await;
+    assert_eq!(seen.tries(), ["a1", "b1", "a1", "a1", "a1", "a1", "a2"]);
+    let letters = bench.letters(1).await;
+    let mut letter = letters[0].clone();
+    let said: Vec<_> = ["reason", "topic", "partition", "offset", "group", "attempts"]
+        .map(|what| letter.attributes.extensions.remove(&format!("dlq{what}")).unwrap())
+        .into();
+    assert_eq!(said, ["event: no good", TOPIC, "0", "1", "test.hooks.test", "5"]);
+    assert!(letter.attributes.extensions.remove("dlqtime").is_some());
+    assert_eq!(letter, poisonous, "otherwise it is as it was");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_replay_is_handled_once_and_a_second_one_changes_nothing() {
+    let bench = Bench::start().await;
+    let seen = Seen::new(poison);
+    let first = bench.subscribe(seen.clone());
+    bench.publish(vec![event("a", "a1", "poison")]).await;
+    bench.letters(1).await;
+    bench.publish(vec![event("a", "a1", "poison")]).await;
+    bench.letters(2).await;
+    assert_eq!(seen.tries().len(), 10, "a replay that fails is buried again");
+    first.cancel();
+
+    let well = Seen::new(|_, _| Ok(()));
+    bench.subscribe(well.clone());
+    bench.publish(vec![event("a", "a1", "poison")]).await;
+    until("the replay is handled", || well.tries().len() == 1).await;
+    bench.publish(vec![event("a", "a1", "poison"), event("a", "a2", "")]).await;
+    until("what comes behind it is", || well.tries().len() >= 2).await;
+    assert_eq!(well.tries(), ["a1", "a2"]);
+    bench.letters(2).await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn what_was_buried_is_not_handled_when_its_own_record_comes_again() {
+    let bench = Bench::start().await;
+    let at = |offset| {
+        let event = Ok(event("a", "a1", ""));
+        Delivery { topic: TOPIC.into(), partition: 0, offset, event }
+    };
+    let attributes = event("a", "a1", "").attributes;
+    let work = bench.outbox.store().transaction(move |tx| {
+        Box::pin(async move {
+            assert!(mark_buried(tx, "g", &attributes, place(&at(1))).await?);
+            assert!(
+                !mark_handled(tx, "g", &attributes, &at(1)).await?,
+                "a crash before the commit"
+            );
+            assert!(mark_handled(tx, "g", &attributes, &at(2)).await?, "a replay");
+            assert!(!mark_handled(tx, "g", &attributes, &at(3)).await?, "it was handled");
+            assert!(!mark_buried(tx, "g", &attributes, place(&at(3))).await?, "so it isn't buried");
+            Ok::<_, Error>(())
+        })
+    });
+    work.await.unwrap();
+    assert_eq!(mark::Entity::find().count(bench.outbox.store().read()).await.unwrap(), 1);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_database_or_broker_that_is_away_is_waited_for_and_buries_nothing() {
+    let bench = Bench::start().await;
+    let away = |_: &Event, nth| {
+        if nth <= 6 { Err(Error::Broker("away".into())) } else { Ok(()) }
+    };
+    let seen = Seen::new(away);
+    bench.subscribe(seen.clone());
+    bench.publish(vec![event("a", "a1", ""), event("b", "b1", "")]).await;
+    until("both are handled", || {
+        seen.tries().ends_with(&["b1".to_owned()]) && seen.tries().len() > 12
+    })
+    .await;
+    bench.letters(0).await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn an_effect_that_hangs_is_cut_off_and_others_go_on() {
+    let bench = Bench::start().await;
+    let hangs = Seen { tries: Mutex::default(), fate: Box::new(|_, _| Ok(())), hangs: Some("a1") };
+    let seen = Arc::new(hangs);
+    bench.subscribe(seen.clone());
+    bench.publish(vec![event("a", "a1", ""), event("b", "b1", "")]).await;
+    until("both are handled", || seen.tries().len() == 3).await;
+    assert_eq!(seen.tries(), ["a1", "b1", "a1"]);
+    bench.letters(0).await;
+    bench.end().await;
+}
