@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use chrono::{DateTime, Utc};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
 const EXAMPLES: &str = "\
@@ -166,12 +167,20 @@ pub(crate) enum EventsCommand {
     /// Print the events of a topic as they come
     Tail(EventsTail),
     /// List the topics
-    Topics(EventsTopics),
+    Topics(Listing),
+    /// Show how far each group of consumers has got
+    Groups(Listing),
+    /// Tell the story of one correlation, over all topics
+    Trace(EventsTrace),
+    /// Look at what consumers gave up on, and try it again
+    #[command(subcommand)]
+    Dlq(DlqCommand),
 }
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:
   omni events tail hooks.demo --from-beginning
+  omni events tail hooks.demo --since 10m --type push
   omni events tail services.lifecycle --from-beginning --limit 5 --json | jq .")]
 pub(crate) struct EventsTail {
     /// The topic
@@ -179,6 +188,11 @@ pub(crate) struct EventsTail {
     /// Begin with the first event that is kept, not with the next
     #[arg(long)]
     pub(crate) from_beginning: bool,
+    /// Begin with events of this time: 10m, 2h, 1d ago, or 2026-11-21T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = since, conflicts_with = "from_beginning")]
+    pub(crate) since: Option<DateTime<Utc>>,
+    #[command(flatten)]
+    pub(crate) filter: EventFilter,
     /// Stop after so many events
     #[arg(long, short = 'n', value_name = "COUNT")]
     pub(crate) limit: Option<u64>,
@@ -188,10 +202,94 @@ pub(crate) struct EventsTail {
 }
 
 #[derive(Debug, ClapArgs)]
-pub(crate) struct EventsTopics {
+pub(crate) struct EventFilter {
+    /// Only events of this type
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) kind: Option<String>,
+    /// Only events of this source, such as /hooks/demo
+    #[arg(long)]
+    pub(crate) source: Option<String>,
+    /// Only events of this correlation
+    #[arg(long, value_name = "ID")]
+    pub(crate) correlation_id: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Listing {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Example: post a webhook, and follow the correlation_id of its answer
+  omni events trace 0198c0de-7000-7000-8000-000000000000")]
+pub(crate) struct EventsTrace {
+    /// The correlation id
+    pub(crate) correlation_id: String,
+    /// Print the events as CloudEvents in JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DlqCommand {
+    /// List the dead letters
+    List(DlqList),
+    /// Print the letters of one event as CloudEvents in JSON
+    Show(DlqShow),
+    /// Publish letters to their topics once more; what was handled meanwhile isn't handled again
+    Replay(DlqReplay),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DlqList {
+    /// Only those of this topic, such as hooks.demo
+    #[arg(long)]
+    pub(crate) topic: Option<String>,
+    /// Print them as CloudEvents in JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DlqShow {
+    /// The event's id
+    pub(crate) id: String,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  omni events dlq replay 0198c0de-7000-7000-8000-000000000000
+  omni events dlq replay --all --topic hooks.demo --dry-run
+  omni events dlq replay --all --yes")]
+pub(crate) struct DlqReplay {
+    /// The ids of the events
+    #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "ID")]
+    pub(crate) ids: Vec<String>,
+    /// All there are
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Only those of this topic, such as hooks.demo
+    #[arg(long)]
+    pub(crate) topic: Option<String>,
+    /// Only say what would be replayed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Don't ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+/// A time, or how long ago.
+fn since(text: &str) -> Result<DateTime<Utc>, String> {
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return Ok(time.to_utc());
+    }
+    let ago = humantime::parse_duration(text).ok();
+    ago.and_then(|ago| chrono::TimeDelta::from_std(ago).ok())
+        .and_then(|ago| Utc::now().checked_sub_signed(ago))
+        .ok_or_else(|| "expected a time such as 10m or 2026-11-21T12:00:00Z".to_owned())
 }
 
 #[derive(Debug, Subcommand)]

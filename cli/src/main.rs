@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use self::args::{Args, CertsCommand, Command, ConfigCommand, EventsCommand, HookCommand};
+use self::args::{Args, CertsCommand, Command, ConfigCommand, HookCommand};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -46,10 +46,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
                 Command::Services(args) => services::run(&common, &args).await,
                 Command::Call(args) => call::run(&common, &args).await,
                 Command::Hook(HookCommand::Send(args)) => hook::send(&common, &args).await,
-                Command::Events(EventsCommand::Tail(args)) => events::tail(&common, &args).await,
-                Command::Events(EventsCommand::Topics(args)) => {
-                    events::topics(&common, &args).await
-                }
+                Command::Events(command) => events::run(&common, &command).await,
                 Command::Certs(CertsCommand::Issue(args)) => certs::issue(&common, &args),
                 Command::Certs(CertsCommand::Rotate) => certs::rotate(&common),
                 Command::Config(ConfigCommand::Show(args)) => config::show(&common, &args),

@@ -52,6 +52,19 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     line(&text)
 }
 
+/// Asks a person, unless `yes` answers already.
+pub(crate) fn confirm(question: &str, yes: bool) -> anyhow::Result<bool> {
+    if yes {
+        return Ok(true);
+    }
+    anyhow::ensure!(io::stdin().is_terminal(), "{question} Nobody is there to ask: pass --yes");
+    eprint!("{question} [y/N] ");
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
 /// A table, plain enough for pipes.
 pub(crate) struct Table {
     table: comfy_table::Table,

@@ -46,6 +46,8 @@ impl MigrationTrait for CreateLog {
                 Table::create()
                     .table("offsets")
                     .col(string("group_name").primary_key())
+                    // The topics it reads: a name, or a prefix and `*`.
+                    .col(string("pattern"))
                     // The last event of the log that the group is done with.
                     .col(big_integer("seq"))
                     .to_owned(),

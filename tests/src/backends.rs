@@ -228,8 +228,14 @@ fn backend(told: &HashMap<String, String>, verb: &str, name: &str) {
 }
 
 /// The topics that the suite uses.
-const TOPICS: [&str; 5] =
-    ["services.lifecycle", "audit.events", "hooks.demo", "hooks.robot", "hooks.tests"];
+const TOPICS: [&str; 6] = [
+    "services.lifecycle",
+    "audit.events",
+    "dlq.audit.events",
+    "hooks.demo",
+    "hooks.robot",
+    "hooks.tests",
+];
 
 /// librdkafka's mock of a Kafka broker. It isn't for several threads, so it has
 /// one of its own.

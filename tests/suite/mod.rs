@@ -2,11 +2,12 @@
 //! macro `on!` makes the same tests for a layout, no more and no fewer.
 
 mod api;
+mod events;
 mod faults;
 mod identity;
 mod webhook;
 
-pub use self::{api::*, faults::*, identity::*, webhook::*};
+pub use self::{api::*, events::*, faults::*, identity::*, webhook::*};
 
 /// All tests of the suite on one layout.
 macro_rules! on {
@@ -21,6 +22,8 @@ macro_rules! on {
             hooks_are_filtered_paged_and_watched
             hooks_of_one_conversation_are_one_session
             every_service_tells_its_life
+            what_a_consumer_gives_up_on_is_listed_and_replayed
+            the_story_of_a_correlation_is_told_over_all_topics
             strangers_are_refused_at_the_handshake
             a_denied_call_is_in_the_trail
             an_intention_stops_calls_and_its_removal_lets_them_through

@@ -25,4 +25,8 @@ pub(crate) const KERNEL_TOPICS: [&str; 2] = [LIFECYCLE, AUDIT];
 /// Where each service is in its life.
 pub(crate) const LIFECYCLE: &str = "services.lifecycle";
 /// Who did what, allowed or denied.
-pub(crate) const AUDIT: &str = "audit.events";
+pub const AUDIT: &str = "audit.events";
+/// What the names of dead-letter topics begin with, before their topic's.
+pub const DEAD_LETTERS: &str = "dlq.";
+/// The type of a dead letter whose record is no CloudEvent.
+pub const UNDECODABLE: &str = "undecodable";

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{
-    Event, Outbox, Outgoing,
+    DEAD_LETTERS, Event, Outbox, Outgoing, UNDECODABLE,
     broker::{Broker, Consumer, Delivery, Undecodable},
     event::Attributes,
     hand::Hand,
@@ -356,7 +356,7 @@ fn dead_letter(delivery: &Delivery, group: &str, why: &Error, attempts: u32) -> 
             attributes: Attributes {
                 id: place(delivery),
                 source: format!("/topics/{topic}"),
-                kind: "undecodable".into(),
+                kind: UNDECODABLE.into(),
                 subject: String::new(),
                 time: chrono::Utc::now(),
                 datacontenttype: "application/octet-stream".into(),
@@ -378,5 +378,5 @@ fn dead_letter(delivery: &Delivery, group: &str, why: &Error, attempts: u32) -> 
         ("dlqattempts".to_owned(), attempts.to_string()),
         ("dlqtime".to_owned(), chrono::Utc::now().to_rfc3339()),
     ]);
-    Outgoing::new(format!("dlq.{topic}"), event)
+    Outgoing::new(format!("{DEAD_LETTERS}{topic}"), event)
 }

@@ -25,7 +25,8 @@ impl Batch for Numbers {
 }
 
 async fn note(tx: &DatabaseTransaction, number: i64) -> Result<(), Error> {
-    let insert = format!("INSERT INTO inbox VALUES ('t', 's', '{number}', '2026-01-01T00:00:00Z')");
+    let insert =
+        format!("INSERT INTO inbox VALUES ('t', 's', '{number}', '2026-01-01T00:00:00Z', NULL)");
     tx.execute_unprepared(&insert).await?;
     Ok(())
 }

@@ -5,7 +5,7 @@
 //! members of a group one reads at a time, and holds a lock that ends with its
 //! process; the others wait to take over.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sea_orm::{
@@ -14,7 +14,8 @@ use sea_orm::{
 };
 
 use super::{
-    Broker, Consumer, Delivery, From, Record, TopicStatus, Undecodable, progress::Progress,
+    Broker, Consumer, Delivery, From, GroupStatus, Record, TopicStatus, Undecodable,
+    progress::Progress,
 };
 use crate::{Error, config::Config, events::Event, files, store::Store};
 
@@ -69,6 +70,7 @@ mod offset {
     pub struct Model {
         #[sea_orm(primary_key, auto_increment = false)]
         pub group_name: String,
+        pub pattern: String,
         pub seq: i64,
     }
 
@@ -98,6 +100,14 @@ impl EmbeddedBroker {
 
     async fn last(&self) -> Result<i64, Error> {
         last(&self.store).await
+    }
+
+    /// That `topic` is there.
+    async fn find(&self, topic: &str) -> Result<(), Error> {
+        let found = topic::Entity::find_by_id(topic).one(self.store.read()).await?;
+        found.map(drop).ok_or_else(|| {
+            Error::Broker(format!("there is no topic `{topic}`; `omni events topics` lists them"))
+        })
     }
 
     fn reader(&self, pattern: &str, position: i64) -> Result<Reader, Error> {
@@ -177,16 +187,56 @@ impl Broker for EmbeddedBroker {
     }
 
     async fn tail(&self, topic: &str, from: From) -> Result<Box<dyn Consumer>, Error> {
-        if topic::Entity::find_by_id(topic).one(self.store.read()).await?.is_none() {
-            return Err(Error::Broker(format!(
-                "there is no topic `{topic}`; `omni events topics` lists them"
-            )));
-        }
+        self.find(topic).await?;
         let position = match from {
             From::Beginning => 0,
             From::Now => self.last().await?,
         };
         Ok(Box::new(self.reader(topic, position)?))
+    }
+
+    async fn bounds(&self, topic: &str) -> Result<BTreeMap<i32, (i64, i64)>, Error> {
+        self.find(topic).await?;
+        let bounds = log::Entity::find()
+            .select_only()
+            .column_as(log::Column::Seq.min(), "first")
+            .column_as(log::Column::Seq.max(), "last")
+            .filter(log::Column::Topic.eq(topic))
+            .into_tuple::<(Option<i64>, Option<i64>)>()
+            .one(self.store.read())
+            .await?;
+        let (first, last) = bounds.unwrap_or_default();
+        let next = last.unwrap_or_default() + 1;
+        Ok([(0, (first.unwrap_or(next), next))].into())
+    }
+
+    async fn groups(&self) -> Result<Vec<GroupStatus>, Error> {
+        let topics = topic::Entity::find().order_by_asc(topic::Column::Name);
+        let topics = topics.all(self.store.read()).await?;
+        let mut groups = Vec::new();
+        let offsets = offset::Entity::find().order_by_asc(offset::Column::GroupName);
+        for group in offsets.all(self.store.read()).await? {
+            let behind: Vec<(String, i64)> = log::Entity::find()
+                .select_only()
+                .column(log::Column::Topic)
+                .column_as(log::Column::Seq.count(), "lag")
+                .filter(matching(&group.pattern))
+                .filter(log::Column::Seq.gt(group.seq))
+                .group_by(log::Column::Topic)
+                .into_tuple()
+                .all(self.store.read())
+                .await?;
+            let lag = |topic: &str| behind.iter().find(|of| of.0 == topic).map_or(0, |of| of.1);
+            let read = topics.iter().filter(|topic| super::matches(&group.pattern, &topic.name));
+            groups.extend(read.map(|topic| GroupStatus {
+                group: group.group_name.clone(),
+                topic: topic.name.clone(),
+                partition: 0,
+                position: group.seq + 1,
+                lag: lag(&topic.name),
+            }));
+        }
+        Ok(groups)
     }
 
     async fn topics(&self) -> Result<Vec<TopicStatus>, Error> {
@@ -215,19 +265,18 @@ struct Reader {
     changes: files::Changes,
 }
 
-impl Reader {
-    fn matching(&self) -> Condition {
-        match self.pattern.strip_suffix('*') {
-            Some(prefix) => {
-                let matching = Condition::all().add(log::Column::Topic.starts_with(prefix));
-                if prefix.starts_with("dlq.") {
-                    matching
-                } else {
-                    matching.add(log::Column::Topic.not_like("dlq.%"))
-                }
+/// The rows of topics that match `pattern`, as [`super::matches`] says.
+fn matching(pattern: &str) -> Condition {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => {
+            let matching = Condition::all().add(log::Column::Topic.starts_with(prefix));
+            if prefix.starts_with("dlq.") {
+                matching
+            } else {
+                matching.add(log::Column::Topic.not_like("dlq.%"))
             }
-            None => Condition::all().add(log::Column::Topic.eq(&self.pattern)),
         }
+        None => Condition::all().add(log::Column::Topic.eq(pattern)),
     }
 }
 
@@ -239,7 +288,7 @@ impl Consumer for Reader {
             let last = last(&self.store).await?;
             if last > self.position {
                 let rows = log::Entity::find()
-                    .filter(self.matching())
+                    .filter(matching(&self.pattern))
                     .filter(log::Column::Seq.gt(self.position))
                     .filter(log::Column::Seq.lte(last))
                     .order_by_asc(log::Column::Seq)
@@ -304,6 +353,7 @@ impl Consumer for Member {
         let Some(reached) = self.progress.reached() else { return Ok(()) };
         let row = offset::ActiveModel {
             group_name: ActiveValue::Set(self.group.clone()),
+            pattern: ActiveValue::Set(self.reader.pattern.clone()),
             seq: ActiveValue::Set(reached),
         };
         self.reader
@@ -331,7 +381,7 @@ mod tests {
     use chrono::Utc;
 
     use super::*;
-    use crate::events::Attributes;
+    use crate::events::{Attributes, broker::Scan};
 
     async fn open(data: &Path) -> EmbeddedBroker {
         let flags = [("data", data.display().to_string())];
@@ -404,6 +454,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_scan_ends_and_a_groups_lag_is_told() {
+        let data = tempfile::tempdir().unwrap();
+        let broker = open(data.path()).await;
+        broker.ensure(&["empty".to_owned()]).await.unwrap();
+        assert!(Scan::of(&broker, "empty").await.unwrap().next().await.unwrap().is_none());
+        assert!(Scan::of(&broker, "nowhere").await.is_err());
+        publish(&broker, "hooks.a", &["1", "2"]).await;
+        publish(&broker, "hooks.b", &["3"]).await;
+        let mut scan = Scan::of(&broker, "hooks.a").await.unwrap();
+        publish(&broker, "hooks.a", &["4"]).await;
+        let mut seen = 0;
+        while let Some(deliveries) = scan.next().await.unwrap() {
+            seen += deliveries.len();
+        }
+        assert_eq!(seen, 2, "what came later isn't read");
+
+        let mut member = broker.subscribe("g", "hooks.*").await.unwrap();
+        let (_, deliveries) = next(member.as_mut()).await;
+        assert_eq!(broker.groups().await.unwrap(), [], "it hasn't begun");
+        member.commit(&deliveries[..2].iter().collect::<Vec<_>>()).await.unwrap();
+        let status = |topic: &str, lag| GroupStatus {
+            group: "g".into(),
+            topic: topic.into(),
+            partition: 0,
+            position: 3,
+            lag,
+        };
+        assert_eq!(broker.groups().await.unwrap(), [status("hooks.a", 1), status("hooks.b", 1)]);
+    }
+
+    #[tokio::test]
     async fn a_prefix_never_matches_dead_letters() {
         let data = tempfile::tempdir().unwrap();
         let broker = open(data.path()).await;
@@ -426,6 +507,7 @@ mod tests {
         publish(&broker, "hooks.a", &["2"]).await;
         assert_eq!(next(now.as_mut()).await.0, ["2"]);
         assert_eq!(next(all.as_mut()).await.0, ["1", "2"]);
+        assert_eq!(broker.bounds("hooks.a").await.unwrap(), [(0, (1, 3))].into());
         let topics = broker.topics().await.unwrap();
         assert_eq!(topics, [TopicStatus { name: "hooks.a".into(), partitions: 1, events: 2 }]);
     }

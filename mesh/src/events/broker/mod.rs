@@ -3,11 +3,13 @@
 mod embedded;
 pub mod kafka;
 mod progress;
+mod scan;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
+pub use self::scan::Scan;
 use super::Event;
 use crate::{Error, config::Config};
 
@@ -40,11 +42,25 @@ pub trait Broker: Send + Sync + 'static {
     /// When the topic isn't there or the broker can't be reached.
     async fn tail(&self, topic: &str, from: From) -> Result<Box<dyn Consumer>, Error>;
 
+    /// The first offset of each partition of `topic`, and the one that its next
+    /// event gets; they are equal where it keeps none.
+    ///
+    /// # Errors
+    /// When the topic isn't there or the broker can't be reached.
+    async fn bounds(&self, topic: &str) -> Result<BTreeMap<i32, (i64, i64)>, Error>;
+
     /// All topics.
     ///
     /// # Errors
     /// When the broker can't be reached.
     async fn topics(&self) -> Result<Vec<TopicStatus>, Error>;
+
+    /// All groups, with how far each has got in its topics, by name, topic and
+    /// partition.
+    ///
+    /// # Errors
+    /// When the broker can't be reached.
+    async fn groups(&self) -> Result<Vec<GroupStatus>, Error>;
 }
 
 /// An event and the topic it goes to.
@@ -106,6 +122,21 @@ pub struct TopicStatus {
     pub partitions: i32,
     /// How many events it keeps.
     pub events: i64,
+}
+
+/// How far a group has got in one partition, as `omni events groups` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct GroupStatus {
+    /// The group.
+    pub group: String,
+    /// The topic.
+    pub topic: String,
+    /// The partition of the topic.
+    pub partition: i32,
+    /// The offset it goes on with.
+    pub position: i64,
+    /// How many events it has yet to handle.
+    pub lag: i64,
 }
 
 /// One member of a group.

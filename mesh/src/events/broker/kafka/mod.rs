@@ -3,6 +3,7 @@
 //! a process comes up without it, and its outbox fills until Kafka is back.
 
 mod consumer;
+mod groups;
 mod producer;
 mod record;
 mod settings;
@@ -11,7 +12,7 @@ mod topics;
 #[cfg(test)]
 mod tests;
 
-use std::{ops::Deref, sync::mpsc, thread, time::Duration};
+use std::{collections::BTreeMap, ops::Deref, sync::mpsc, thread, time::Duration};
 
 use async_trait::async_trait;
 use rdkafka::{
@@ -25,7 +26,7 @@ use tokio::runtime::Handle;
 use tracing::{debug, info, warn};
 
 use self::{producer::Publisher, settings::Settings};
-use super::{Broker, Consumer, From, Record, TopicStatus};
+use super::{Broker, Consumer, From, GroupStatus, Record, TopicStatus};
 use crate::{Error, config::Config};
 
 /// Kafka, as the setting `events` names it.
@@ -66,8 +67,17 @@ impl Broker for KafkaBroker {
         Ok(Box::new(consumer::tail(&self.settings, topic, from).await?))
     }
 
+    async fn bounds(&self, topic: &str) -> Result<BTreeMap<i32, (i64, i64)>, Error> {
+        let bounds = topics::watermarks(&self.settings, topic).await?;
+        Ok(bounds.into_iter().map(|(partition, first, next)| (partition, (first, next))).collect())
+    }
+
     async fn topics(&self) -> Result<Vec<TopicStatus>, Error> {
         topics::list(&self.settings).await
+    }
+
+    async fn groups(&self) -> Result<Vec<GroupStatus>, Error> {
+        groups::list(&self.settings).await
     }
 }
 

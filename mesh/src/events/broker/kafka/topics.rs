@@ -20,7 +20,7 @@ use super::{Log, OffThread, blocking, settings::Settings};
 use crate::{Error, events::broker::TopicStatus};
 
 /// How long a call may take altogether.
-const LIMIT: Duration = Duration::from_secs(10);
+pub(super) const LIMIT: Duration = Duration::from_secs(10);
 
 /// How long the broker may take to make topics, or to describe them.
 const ADMIN_LIMIT: Duration = Duration::from_secs(5);
@@ -29,9 +29,9 @@ const ADMIN_LIMIT: Duration = Duration::from_secs(5);
 const RETENTION: &str = "2592000000";
 
 /// Shared with a call on another thread.
-type Client = Arc<OffThread<AdminClient<Log>>>;
+pub(super) type Client = Arc<OffThread<AdminClient<Log>>>;
 
-fn connect(settings: &Settings) -> Result<Client, Error> {
+pub(super) fn connect(settings: &Settings) -> Result<Client, Error> {
     let client = settings.admin().create_with_context(Log);
     let client = client.map_err(|why| Error::Broker(why.to_string()))?;
     Ok(Arc::new(OffThread::new(client)))
@@ -93,7 +93,7 @@ pub(super) async fn watermarks(
     .await
 }
 
-fn metadata(client: &Client, settings: &Settings) -> Result<Metadata, Error> {
+pub(super) fn metadata(client: &Client, settings: &Settings) -> Result<Metadata, Error> {
     client.inner().fetch_metadata(None, LIMIT).map_err(|why| {
         Error::Broker(format!(
             "no answer from {} within {LIMIT:?} ({why}): is `events` right, and Kafka up?",
@@ -108,7 +108,7 @@ async fn ask(client: &Client, settings: &Settings) -> Result<Metadata, Error> {
     blocking(move || metadata(&client, &settings)).await
 }
 
-fn bounds(
+pub(super) fn bounds(
     client: &Client,
     topic: &str,
     partition: i32,

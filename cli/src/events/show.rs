@@ -1,50 +1,23 @@
-//! `omni events`: topics and their events.
+//! How an event is printed.
 
 use std::io::IsTerminal as _;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use mesh::events::{
-    Event,
-    broker::{self, Delivery, From},
-};
+use mesh::events::{Event, broker::Delivery};
 use serde_json::{Map, Value, json};
 
-use crate::{
-    args::{Common, EventsTail, EventsTopics},
-    config,
-    output::{self, Table},
-};
-
-/// How many deliveries are read at once.
-const BATCH: usize = 100;
 /// How much of a body a person is shown.
 const SHOWN: usize = 2048;
-
-/// Prints the events of a topic as they come.
-pub(crate) async fn tail(common: &Common, args: &EventsTail) -> anyhow::Result<()> {
-    let config = config::load(common, &[])?;
-    let broker = broker::broker(&config).await?;
-    let from = if args.from_beginning { From::Beginning } else { From::Now };
-    let mut consumer = broker.tail(&args.topic, from).await?;
-    let mut left = args.limit.unwrap_or(u64::MAX);
-    while left > 0 {
-        let limit = usize::try_from(left).unwrap_or(BATCH).min(BATCH);
-        let deliveries = tokio::select! {
-            deliveries = consumer.next(limit) => deliveries?,
-            _ = tokio::signal::ctrl_c() => return Ok(()),
-        };
-        for delivery in &deliveries {
-            output::line(&if args.json { machine(delivery) } else { human(delivery) })?;
-        }
-        left = left.saturating_sub(deliveries.len() as u64);
-    }
-    Ok(())
-}
 
 /// A CloudEvent in its JSON form, with the place it was read at.
 ///
 /// Source: CloudEvents, JSON Event Format 1.0, section 3.1.
-fn machine(delivery: &Delivery) -> String {
+pub(super) fn machine(delivery: &Delivery) -> String {
+    cloud_event(delivery).to_string()
+}
+
+/// As [`machine`], as a value.
+pub(super) fn cloud_event(delivery: &Delivery) -> Value {
     let Delivery { topic, partition, offset, event } = delivery;
     let mut fields = Map::new();
     match event {
@@ -67,7 +40,7 @@ fn machine(delivery: &Delivery) -> String {
     }
     let place = json!({ "topic": topic, "partition": partition, "offset": offset });
     fields.insert("omnibridge".into(), place);
-    Value::Object(fields).to_string()
+    Value::Object(fields)
 }
 
 fn base64(data: &[u8]) -> String {
@@ -75,11 +48,12 @@ fn base64(data: &[u8]) -> String {
 }
 
 /// `text` without what could steer a terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
-fn human(delivery: &Delivery) -> String {
+/// For a person: a line of attributes, and the body.
+pub(super) fn human(delivery: &Delivery) -> String {
     let Delivery { topic, partition, offset, event } = delivery;
     let (dim, plain) =
         if std::io::stdout().is_terminal() { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
@@ -100,18 +74,4 @@ fn human(delivery: &Delivery) -> String {
             format!("{topic}/{partition}@{offset} is no CloudEvent: {}", undecodable.why)
         }
     }
-}
-
-/// Lists the topics.
-pub(crate) async fn topics(common: &Common, args: &EventsTopics) -> anyhow::Result<()> {
-    let config = config::load(common, &[])?;
-    let topics = broker::broker(&config).await?.topics().await?;
-    if args.json {
-        return output::json(&topics);
-    }
-    let mut table = Table::new(["TOPIC", "PARTITIONS", "EVENTS"]);
-    for topic in topics {
-        table.row([topic.name, topic.partitions.to_string(), topic.events.to_string()]);
-    }
-    table.print()
 }
