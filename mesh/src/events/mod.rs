@@ -5,6 +5,7 @@
 pub mod broker;
 mod event;
 mod hand;
+mod lag;
 mod outbox;
 mod relay;
 mod subscriber;

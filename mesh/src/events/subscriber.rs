@@ -20,6 +20,7 @@ use super::{
     broker::{Broker, Consumer, Delivery, Undecodable},
     event::Attributes,
     hand::Hand,
+    lag,
 };
 use crate::{
     Error,
@@ -99,10 +100,13 @@ impl Subscriber {
 
     /// Consumes until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        tokio::select! {
-            () = self.consume() => {}
-            () = stop.cancelled() => {}
-        }
+        let (service, broker) = (self.service.clone(), self.broker.clone());
+        tokio::join!(lag::report(service, self.group(), broker, stop.clone()), async {
+            tokio::select! {
+                () = self.consume() => {}
+                () = stop.cancelled() => {}
+            }
+        });
     }
 
     /// A group's name: each pattern of a service is read on its own.

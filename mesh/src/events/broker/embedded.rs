@@ -210,11 +210,14 @@ impl Broker for EmbeddedBroker {
         Ok([(0, (first.unwrap_or(next), next))].into())
     }
 
-    async fn groups(&self) -> Result<Vec<GroupStatus>, Error> {
+    async fn groups(&self, only: Option<&str>) -> Result<Vec<GroupStatus>, Error> {
         let topics = topic::Entity::find().order_by_asc(topic::Column::Name);
         let topics = topics.all(self.store.read()).await?;
         let mut groups = Vec::new();
-        let offsets = offset::Entity::find().order_by_asc(offset::Column::GroupName);
+        let mut offsets = offset::Entity::find().order_by_asc(offset::Column::GroupName);
+        if let Some(only) = only {
+            offsets = offsets.filter(offset::Column::GroupName.eq(only));
+        }
         for group in offsets.all(self.store.read()).await? {
             let behind: Vec<(String, i64)> = log::Entity::find()
                 .select_only()
@@ -472,7 +475,7 @@ mod tests {
 
         let mut member = broker.subscribe("g", "hooks.*").await.unwrap();
         let (_, deliveries) = next(member.as_mut()).await;
-        assert_eq!(broker.groups().await.unwrap(), [], "it hasn't begun");
+        assert_eq!(broker.groups(None).await.unwrap(), [], "it hasn't begun");
         member.commit(&deliveries[..2].iter().collect::<Vec<_>>()).await.unwrap();
         let status = |topic: &str, lag| GroupStatus {
             group: "g".into(),
@@ -481,7 +484,10 @@ mod tests {
             position: 3,
             lag,
         };
-        assert_eq!(broker.groups().await.unwrap(), [status("hooks.a", 1), status("hooks.b", 1)]);
+        let both = [status("hooks.a", 1), status("hooks.b", 1)];
+        assert_eq!(broker.groups(None).await.unwrap(), both);
+        assert_eq!(broker.groups(Some("g")).await.unwrap(), both);
+        assert_eq!(broker.groups(Some("h")).await.unwrap(), []);
     }
 
     #[tokio::test]

@@ -55,12 +55,12 @@ pub trait Broker: Send + Sync + 'static {
     /// When the broker can't be reached.
     async fn topics(&self) -> Result<Vec<TopicStatus>, Error>;
 
-    /// All groups, with how far each has got in its topics, by name, topic and
-    /// partition.
+    /// How far all groups, or `only` one, have got in their topics, by name,
+    /// topic and partition.
     ///
     /// # Errors
     /// When the broker can't be reached.
-    async fn groups(&self) -> Result<Vec<GroupStatus>, Error>;
+    async fn groups(&self, only: Option<&str>) -> Result<Vec<GroupStatus>, Error>;
 }
 
 /// An event and the topic it goes to.

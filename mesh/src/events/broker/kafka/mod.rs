@@ -76,8 +76,8 @@ impl Broker for KafkaBroker {
         topics::list(&self.settings).await
     }
 
-    async fn groups(&self) -> Result<Vec<GroupStatus>, Error> {
-        groups::list(&self.settings).await
+    async fn groups(&self, only: Option<&str>) -> Result<Vec<GroupStatus>, Error> {
+        groups::list(&self.settings, only).await
     }
 }
 

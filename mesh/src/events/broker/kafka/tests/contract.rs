@@ -282,6 +282,25 @@ async fn a_tail_begins_where_it_was_told_and_says_when_there_is_no_topic() {
 }
 
 #[tokio::test]
+async fn how_far_a_group_is_behind_is_told() {
+    let cluster = Cluster::start();
+    let (broker, topic, group) = (cluster.broker(), unique("hooks."), unique("g"));
+    cluster.create(&topic, 2).await;
+    assert_eq!(broker.groups(Some(&group)).await.unwrap(), [], "it hasn't begun");
+    publish(&broker, records(&topic, &["a", "b", "c", "d"], 0, 5)).await;
+    let mut member = broker.subscribe(&group, &topic).await.unwrap();
+    let deliveries = read(member.as_mut(), 20).await;
+    member.commit(&deliveries.iter().collect::<Vec<_>>()).await.unwrap();
+    let bounds = broker.bounds(&topic).await.unwrap();
+    let ends: Vec<i64> = bounds.values().map(|(_, next)| *next).collect();
+    cluster.committed(&group, &topic, &ends).await;
+    publish(&broker, records(&topic, &["a"], 5, 3)).await;
+    let behind = broker.groups(Some(&group)).await.unwrap();
+    assert_eq!(behind.iter().map(|of| of.position).collect::<Vec<_>>(), ends);
+    assert_eq!(behind.iter().map(|of| of.lag).sum::<i64>(), 3, "{behind:?}");
+}
+
+#[tokio::test]
 async fn topics_are_listed_with_their_partitions_and_events() {
     let cluster = Cluster::start();
     let (broker, topic) = (cluster.broker(), unique("hooks."));
