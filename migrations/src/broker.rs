@@ -31,6 +31,7 @@ impl MigrationTrait for CreateLog {
                     // Never reused: offsets of all topics come from here.
                     .col(big_integer("seq").primary_key().auto_increment())
                     .col(string("topic"))
+                    .col(timestamp_with_time_zone("published_at"))
                     .col(text("attributes"))
                     .col(binary("data"))
                     .to_owned(),

@@ -52,6 +52,15 @@ impl MigrationTrait for CreateOutboxAndInbox {
                     .primary_key(Index::create().col("consumer").col("source").col("event_id"))
                     .to_owned(),
             )
+            .await?;
+        manager
+            .create_index(
+                Index::create()
+                    .name("inbox_handled_at")
+                    .table("inbox")
+                    .col("handled_at")
+                    .to_owned(),
+            )
             .await
     }
 }

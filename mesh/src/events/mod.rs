@@ -13,6 +13,8 @@ mod subscriber;
 mod tests;
 mod waiting;
 
+use std::time::Duration;
+
 pub use self::{
     event::{Attributes, Event},
     outbox::{Bodies, Body, Outbox, Outgoing},
@@ -20,6 +22,8 @@ pub use self::{
     subscriber::{Handler, Subscriber},
 };
 
+/// How long topics keep events: 30 days.
+pub(crate) const RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// The topics that the kernel itself publishes to, whatever the service: every
 /// relay makes and checks them when it starts.
 pub(crate) const KERNEL_TOPICS: [&str; 2] = [LIFECYCLE, AUDIT];

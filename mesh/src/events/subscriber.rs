@@ -8,7 +8,9 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sea_orm::{
-    ActiveValue, DatabaseTransaction, EntityTrait as _, ExprTrait as _, TryInsertResult,
+    ActiveValue, ColumnTrait as _, DatabaseTransaction, EntityTrait as _, ExprTrait as _,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _, TryInsertResult,
+    prelude::DateTimeUtc,
     sea_query::{Expr, OnConflict},
 };
 use tokio::time::Instant;
@@ -16,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{
-    DEAD_LETTERS, Event, Outbox, Outgoing, UNDECODABLE,
+    DEAD_LETTERS, Event, Outbox, Outgoing, RETENTION, UNDECODABLE,
     broker::{Broker, Consumer, Delivery, Undecodable},
     event::Attributes,
     hand::Hand,
@@ -54,6 +56,11 @@ pub(super) mod mark {
 const BATCH: usize = 256;
 /// How often an event is tried before it goes to the dead letters.
 const ATTEMPTS: u32 = 5;
+/// How long it is remembered that an event was handled: longer than a topic can
+/// bring it again.
+const REMEMBERED: Duration = RETENTION.saturating_add(Duration::from_secs(24 * 60 * 60));
+/// How many marks too old go for each event that is handled.
+const FORGOTTEN_PER_EVENT: u64 = 4;
 /// How long the effect of one event may take.
 const EFFECT_LIMIT: Duration = Duration::from_secs(5);
 /// How long to wait when the database or the broker fails, and when it goes on
@@ -175,6 +182,7 @@ impl Subscriber {
         let handler = self.handler.clone();
         let work = self.outbox.store().transaction(move |tx| {
             Box::pin(async move {
+                forget(tx, FORGOTTEN_PER_EVENT * deliveries.len() as u64).await?;
                 let (mut outcomes, mut held) = (Vec::new(), HashSet::new());
                 for (index, delivery) in deliveries.iter().enumerate() {
                     if !held.is_empty() && held.contains(&delivery.key()) {
@@ -344,6 +352,24 @@ fn mark(group: &str, attributes: &Attributes, buried_at: Option<String>) -> mark
         handled_at: ActiveValue::Set(chrono::Utc::now()),
         buried_at: ActiveValue::Set(buried_at),
     }
+}
+
+/// Deletes up to `limit` of the oldest marks, those that are older than they need
+/// be. It goes along with the work, so that no writer waits long.
+pub(super) async fn forget(tx: &DatabaseTransaction, limit: u64) -> Result<(), Error> {
+    let old = mark::Entity::find()
+        .select_only()
+        .column(mark::Column::HandledAt)
+        .filter(mark::Column::HandledAt.lt(chrono::Utc::now() - REMEMBERED))
+        .order_by_asc(mark::Column::HandledAt)
+        .limit(limit)
+        .into_tuple::<DateTimeUtc>()
+        .all(tx)
+        .await?;
+    if let Some(last) = old.last() {
+        mark::Entity::delete_many().filter(mark::Column::HandledAt.lte(*last)).exec(tx).await?;
+    }
+    Ok(())
 }
 
 /// Where a record is in its topic.

@@ -8,19 +8,28 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveValue, ColumnTrait as _, Condition, EntityTrait as _, QueryFilter as _, QueryOrder as _,
-    QuerySelect as _, sea_query::OnConflict,
+    ActiveValue, ColumnTrait as _, Condition, DatabaseTransaction, EntityTrait as _,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _, sea_query::OnConflict,
 };
 
 use super::{
     Broker, Consumer, Delivery, From, GroupStatus, Record, TopicStatus, Undecodable,
     progress::Progress,
 };
-use crate::{Error, config::Config, events::Event, files, store::Store};
+use crate::{
+    Error,
+    config::Config,
+    events::{Event, RETENTION},
+    files,
+    store::Store,
+};
 
 /// How often a member that waits tries to take over.
 const TAKE_OVER: Duration = Duration::from_millis(250);
+/// How many expired events go for each that is published.
+const EXPIRED_PER_EVENT: u64 = 4;
 /// How many rows one statement inserts: what fits into its variables.
 const CHUNK: usize = 512;
 
@@ -34,6 +43,7 @@ mod log {
         #[sea_orm(primary_key)]
         pub seq: i64,
         pub topic: String,
+        pub published_at: DateTimeUtc,
         pub attributes: String,
         pub data: Vec<u8>,
     }
@@ -84,6 +94,7 @@ mod offset {
 pub struct EmbeddedBroker {
     store: Arc<Store>,
     folder: PathBuf,
+    retention: Duration,
 }
 
 impl EmbeddedBroker {
@@ -95,7 +106,7 @@ impl EmbeddedBroker {
         let folder = config.data.join("events");
         files::make_folder(&folder.join("groups"))?;
         let store = Store::open_file(folder.join("broker.db"), migrations::broker).await?;
-        Ok(Self { store: Arc::new(store), folder })
+        Ok(Self { store: Arc::new(store), folder, retention: RETENTION })
     }
 
     async fn last(&self) -> Result<i64, Error> {
@@ -118,6 +129,24 @@ impl EmbeddedBroker {
             changes: files::watch(&self.folder)?,
         })
     }
+}
+
+/// Deletes up to `limit` of the oldest events, those from before `expired`. Each
+/// publish does a little more of it than it adds, so that no writer waits long.
+async fn forget(tx: &DatabaseTransaction, expired: DateTime<Utc>, limit: u64) -> Result<(), Error> {
+    let oldest: Vec<(i64, DateTime<Utc>)> = log::Entity::find()
+        .select_only()
+        .columns([log::Column::Seq, log::Column::PublishedAt])
+        .order_by_asc(log::Column::Seq)
+        .limit(limit)
+        .into_tuple()
+        .all(tx)
+        .await?;
+    let last = oldest.iter().take_while(|(_, published)| *published < expired).last();
+    if let Some((last, _)) = last {
+        log::Entity::delete_many().filter(log::Column::Seq.lte(*last)).exec(tx).await?;
+    }
+    Ok(())
 }
 
 async fn last(store: &Store) -> Result<i64, Error> {
@@ -152,8 +181,11 @@ impl Broker for EmbeddedBroker {
 
     async fn publish(&self, records: Vec<Record>, _: Duration) -> Vec<Result<(), Error>> {
         let count = records.len();
+        let now = Utc::now();
+        let expired = now - self.retention;
         let published = self.store.transaction(move |tx| {
             Box::pin(async move {
+                forget(tx, expired, EXPIRED_PER_EVENT * count as u64).await?;
                 let mut rows = Vec::with_capacity(records.len());
                 for Record { topic, event } in records {
                     let attributes = serde_json::to_string(&event.attributes)
@@ -161,6 +193,7 @@ impl Broker for EmbeddedBroker {
                     rows.push(log::ActiveModel {
                         seq: ActiveValue::NotSet,
                         topic: ActiveValue::Set(topic),
+                        published_at: ActiveValue::Set(now),
                         attributes: ActiveValue::Set(attributes),
                         data: ActiveValue::Set(event.data.to_vec()),
                     });
@@ -381,8 +414,6 @@ impl Consumer for Member {
 mod tests {
     use std::{collections::HashMap, path::Path};
 
-    use chrono::Utc;
-
     use super::*;
     use crate::events::{Attributes, broker::Scan};
 
@@ -488,6 +519,22 @@ mod tests {
         assert_eq!(broker.groups(None).await.unwrap(), both);
         assert_eq!(broker.groups(Some("g")).await.unwrap(), both);
         assert_eq!(broker.groups(Some("h")).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn what_is_older_than_the_retention_goes_as_others_come() {
+        let data = tempfile::tempdir().unwrap();
+        let mut broker = open(data.path()).await;
+        publish(&broker, "hooks.a", &["1", "2", "3", "4", "5", "6"]).await;
+        publish(&broker, "hooks.a", &["7"]).await;
+        let mut all = broker.subscribe("all", "*").await.unwrap();
+        assert_eq!(next(all.as_mut()).await.1.len(), 7, "none is too old");
+        broker.retention = Duration::ZERO;
+        publish(&broker, "hooks.a", &["8"]).await;
+        assert_eq!(broker.bounds("hooks.a").await.unwrap(), [(0, (5, 9))].into());
+        publish(&broker, "hooks.a", &["9"]).await;
+        assert_eq!(broker.bounds("hooks.a").await.unwrap(), [(0, (9, 10))].into());
+        assert_eq!(next(all.as_mut()).await.0, ["9"], "a reader goes on with what is left");
     }
 
     #[tokio::test]

@@ -3,14 +3,14 @@
 use std::sync::Mutex;
 
 use async_trait::async_trait;
-use sea_orm::{DatabaseTransaction, EntityTrait as _, PaginatorTrait as _};
+use sea_orm::{ActiveValue, DatabaseTransaction, EntityTrait as _, PaginatorTrait as _};
 
 use super::*;
 use crate::{
     Error,
     events::{
         broker::Delivery,
-        subscriber::{mark, mark_buried, mark_handled, place},
+        subscriber::{forget, mark, mark_buried, mark_handled, place},
     },
 };
 
@@ -150,5 +150,34 @@ async fn an_effect_that_hangs_is_cut_off_and_others_go_on() {
     until("both are handled", || seen.tries().len() == 3).await;
     assert_eq!(seen.tries(), ["a1", "b1", "a1"]);
     bench.letters(0).await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn marks_that_no_topic_can_bring_again_are_forgotten() {
+    let bench = Bench::start().await;
+    let marks = |ago: i64, ids: std::ops::Range<u32>| {
+        let at = chrono::Utc::now() - chrono::TimeDelta::days(ago);
+        ids.map(move |id| mark::ActiveModel {
+            consumer: ActiveValue::Set("g".into()),
+            source: ActiveValue::Set("/tests".into()),
+            event_id: ActiveValue::Set(id.to_string()),
+            handled_at: ActiveValue::Set(at + chrono::TimeDelta::milliseconds(id.into())),
+            buried_at: ActiveValue::Set(None),
+        })
+    };
+    let old: Vec<_> = marks(40, 0..3).chain(marks(30, 3..5)).collect();
+    let work = bench.outbox.store().transaction(move |tx| {
+        Box::pin(async move {
+            mark::Entity::insert_many(old).exec_without_returning(tx).await?;
+            forget(tx, 2).await?;
+            assert_eq!(mark::Entity::find().count(tx).await?, 3, "two at a time");
+            forget(tx, 2).await?;
+            forget(tx, 2).await?;
+            assert_eq!(mark::Entity::find().count(tx).await?, 2, "what is young enough stays");
+            Ok::<_, Error>(())
+        })
+    });
+    work.await.unwrap();
     bench.end().await;
 }

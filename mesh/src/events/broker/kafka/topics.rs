@@ -17,16 +17,16 @@ use rdkafka::{
 use tracing::warn;
 
 use super::{Log, OffThread, blocking, settings::Settings};
-use crate::{Error, events::broker::TopicStatus};
+use crate::{
+    Error,
+    events::{RETENTION, broker::TopicStatus},
+};
 
 /// How long a call may take altogether.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
 
 /// How long the broker may take to make topics, or to describe them.
 const ADMIN_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long events are kept: 30 days, in Kafka's milliseconds.
-const RETENTION: &str = "2592000000";
 
 /// Shared with a call on another thread.
 pub(super) type Client = Arc<OffThread<AdminClient<Log>>>;
@@ -173,7 +173,7 @@ impl Wanted {
         let replication = settings.replication.min(brokers.max(1));
         let mut configs = vec![
             ("cleanup.policy", "delete".to_owned()),
-            ("retention.ms", RETENTION.to_owned()),
+            ("retention.ms", RETENTION.as_millis().to_string()),
             ("max.message.bytes", settings.record_bytes.to_string()),
         ];
         if replication >= 3 {
