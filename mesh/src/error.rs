@@ -57,6 +57,9 @@ pub enum Error {
     /// The database refused or can't be reached.
     #[error("database: {0}")]
     Database(#[from] sea_orm::DbErr),
+    /// The transaction that the work shared with others was lost.
+    #[error("database: nothing was committed: {0}")]
+    NotCommitted(String),
     /// The database's files can't be used.
     #[error("database: {0}")]
     Store(String),
@@ -96,9 +99,11 @@ impl Error {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Database(why) => crate::store::is_passing(why),
-            Self::WriterStopped | Self::WriterFull | Self::OutboxFull { .. } | Self::Broker(_) => {
-                true
-            }
+            Self::NotCommitted(_)
+            | Self::WriterStopped
+            | Self::WriterFull
+            | Self::OutboxFull { .. }
+            | Self::Broker(_) => true,
             _ => false,
         }
     }

@@ -179,7 +179,9 @@ impl From<Error> for Status {
         let reason = match &error {
             Error::OutboxFull { .. } => Reason::OutboxFull,
             Error::WriterFull => Reason::Overloaded,
-            Error::Database(_) | Error::WriterStopped => Reason::StorageUnavailable,
+            Error::Database(_) | Error::NotCommitted(_) | Error::WriterStopped => {
+                Reason::StorageUnavailable
+            }
             Error::Registry(_) => Reason::NoInstance,
             _ => Reason::Internal,
         };
@@ -188,7 +190,9 @@ impl From<Error> for Status {
         }
         // What a database says of itself is not for callers.
         let message = match &error {
-            Error::Database(_) => "the database can't be used at the moment".to_owned(),
+            Error::Database(_) | Error::NotCommitted(_) => {
+                "the database can't be used at the moment".to_owned()
+            }
             other => other.to_string(),
         };
         status(reason, message)

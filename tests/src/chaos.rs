@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh::events::broker::{self, From};
+use mesh::events::broker::{self, Scan};
 use serde_json::json;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -36,6 +36,8 @@ const LIFE: std::ops::Range<f64> = 2.0..10.0;
 const RATE_OF_KEY: u32 = 4;
 /// How long nothing new may come before what is missing counts as lost.
 const PATIENCE: Duration = Duration::from_secs(45);
+/// How long nothing new may come before all is there.
+const SETTLED: Duration = Duration::from_secs(3);
 /// How often a line tells how it goes.
 const TELL: Duration = Duration::from_secs(10);
 
@@ -76,9 +78,10 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Whether nothing was lost, doubled or out of order.
+    /// Whether there were kills, and nothing was lost, doubled or out of order.
     pub fn holds(&self) -> bool {
-        self.lost == 0 && self.doubled == 0 && self.disordered == 0
+        let happened = self.acknowledged > 0 && self.kills > 0;
+        happened && self.lost == 0 && self.doubled == 0 && self.disordered == 0
     }
 }
 
@@ -170,7 +173,9 @@ impl Chaos {
         sending.cancel();
         let mut ledger = Vec::new();
         for sender in senders {
-            ledger.extend(sender.await.expect("a sender doesn't panic"));
+            let sent = tokio::time::timeout(PATIENCE, sender).await;
+            let sent = sent.expect("everything is acknowledged once nothing is killed any more");
+            ledger.extend(sent.expect("a sender doesn't panic"));
         }
         mesh.healthy().await;
         let found = Found::of(&mesh, &ledger, &sender.run).await;
@@ -286,11 +291,10 @@ impl Found {
         let mut of_delivery: HashMap<(usize, u64), HashSet<String>> = HashMap::new();
         let mut order = Order::default();
         let broker = broker::broker(&mesh.config()).await.expect("the broker's settings hold");
-        let mut topic = broker.tail(TOPIC, From::Beginning).await.expect("the topic is there");
-        while of_delivery.len() < sent.len() {
-            let Ok(read) = tokio::time::timeout(PATIENCE, topic.next(1000)).await else { break };
-            for event in read.expect("the broker is there").into_iter().filter_map(|d| d.event.ok())
-            {
+        mesh.outbox_is_empty(PATIENCE).await;
+        let mut topic = Scan::of(broker.as_ref(), TOPIC).await.expect("the topic is there");
+        while let Some(read) = topic.next().await.expect("the broker is there") {
+            for event in read.into_iter().filter_map(|delivery| delivery.event.ok()) {
                 let attributes = event.attributes;
                 let delivery = attributes.extensions.get("deliveryid").map(String::as_str);
                 let Some(delivery) = delivery.filter(|id| id.starts_with(run)) else { continue };
@@ -314,7 +318,9 @@ impl Found {
                 since = Instant::now();
             }
             entries = now;
-            if entries.len() >= events.len() {
+            let there: HashSet<&String> = entries.iter().collect();
+            // A while longer, for what would be one too many.
+            if since.elapsed() > SETTLED && events.keys().all(|id| there.contains(id)) {
                 break;
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -322,7 +328,11 @@ impl Found {
         let mut order = Order::default();
         let mut seen = HashSet::new();
         for id in &entries {
-            let Some(place) = events.get(id) else { continue };
+            let Some(place) = events.get(id) else {
+                // Of this run, but in no topic: it came from nowhere.
+                found.doubled += 1;
+                continue;
+            };
             match seen.insert(id) {
                 true => found.disordered += order.next(*place),
                 false => found.doubled += 1,

@@ -6,11 +6,16 @@ use std::{
     path::Path,
     process::{Command, Output},
     sync::Mutex,
+    time::{Duration, Instant},
 };
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::StatusCode;
-use mesh::{config::Config, identity::Identity};
+use mesh::{
+    client::{Channel, Client},
+    config::Config,
+    identity::Identity,
+};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -140,6 +145,28 @@ impl Mesh {
     pub fn log(&self, service: &'static str) -> String {
         let processes = self.processes.lock().expect("no test panics here");
         processes[self.layout.process_of(service)].log()
+    }
+
+    /// Waits until no webhook's event waits for the broker, or for `patience`.
+    pub async fn outbox_is_empty(&self, patience: Duration) {
+        let begun = Instant::now();
+        while begun.elapsed() < patience && !matches!(self.backends.pending().await, Ok(0)) {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// A way to call `service` as the service `party`.
+    ///
+    /// # Panics
+    /// When it can't be had.
+    pub async fn channel_as(&self, party: &str, service: &str) -> Channel {
+        let config = self.config();
+        let authority = mesh::identity::authority(&config).expect("there is one");
+        let identity = authority.identity(party).await.expect("it is given");
+        let registry = mesh::registry::registry(&config).expect("there is one");
+        let policy = mesh::policy::policy(&config, &[]).await.expect("there is one");
+        let client = Client::new(identity, registry, policy, Default::default());
+        client.channel(service).await.expect("the registry can be watched")
     }
 
     /// Takes the process that runs `service`, to be ended by the test.

@@ -31,6 +31,9 @@ const PUBLISH: Duration = Duration::from_secs(30);
 
 /// One dead letter.
 struct Letter {
+    /// The topic it was given up on, by the name of the letters' own: what a letter
+    /// says of itself may be anybody's.
+    topic: String,
     delivery: Delivery,
     event: Event,
 }
@@ -62,7 +65,7 @@ async fn letters(broker: &dyn Broker, topic: Option<&str>) -> anyhow::Result<Vec
         while let Some(deliveries) = scan.next().await? {
             letters.extend(deliveries.into_iter().filter_map(|delivery| {
                 let event = delivery.event.clone().ok()?;
-                Some(Letter { delivery, event })
+                Some(Letter { topic: of.to_owned(), delivery, event })
             }));
         }
     }
@@ -84,7 +87,7 @@ pub(super) async fn list(common: &Common, args: &DlqList) -> anyhow::Result<()> 
         let id = show::printable(&letter.event.attributes.id);
         table.row([
             says("time"),
-            says("topic"),
+            show::printable(&letter.topic),
             id,
             says("group"),
             says("attempts"),
@@ -151,9 +154,8 @@ async fn chosen(broker: &dyn Broker, args: &DlqReplay) -> anyhow::Result<(Vec<Re
     found.retain(|letter| letter.event.attributes.kind != UNDECODABLE);
     let undecodable = before - found.len();
     let mut seen = HashSet::new();
-    let records = found
-        .iter()
-        .map(|letter| Record { topic: letter.says("topic").to_owned(), event: letter.original() });
+    let records =
+        found.iter().map(|letter| Record { topic: letter.topic.clone(), event: letter.original() });
     let key = |record: &Record| {
         let attributes = &record.event.attributes;
         (record.topic.clone(), attributes.source.clone(), attributes.id.clone())

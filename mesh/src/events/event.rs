@@ -10,6 +10,8 @@ use crate::Error;
 
 /// How many bytes all attributes of an event may have together.
 const MAX_ATTRIBUTE_BYTES: usize = 16 * 1024;
+/// How many bytes its id and its source may have each.
+const MAX_ID_BYTES: usize = 1024;
 
 /// An event on its way. The key, by which order is kept, is the correlation id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,7 +155,7 @@ impl Attributes {
         if !(0..=9999).contains(&time.year()) {
             return Err(Error::Event(format!("time `{time}`: not of the years 0 to 9999")));
         }
-        Ok(Self {
+        let attributes = Self {
             id,
             source,
             kind,
@@ -165,7 +167,26 @@ impl Attributes {
             causationid: take("causationid"),
             traceparent: take("traceparent"),
             extensions: pairs,
-        })
+        };
+        attributes.check()?;
+        Ok(attributes)
+    }
+
+    /// That every consumer can remember the event.
+    ///
+    /// # Errors
+    /// When its id or source is longer than an index of PostgreSQL takes, or an
+    /// attribute has a NUL, which its texts can't have.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        for (name, value) in [("id", &self.id), ("source", &self.source)] {
+            if value.len() > MAX_ID_BYTES {
+                return Err(Error::Event(format!("`{name}` exceeds {MAX_ID_BYTES} bytes")));
+            }
+        }
+        match self.pairs().into_iter().find(|(_, value)| value.contains('\0')) {
+            Some((name, _)) => Err(Error::Event(format!("`{name}` contains a NUL"))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -206,5 +227,12 @@ mod tests {
         let error = |p: [(String, String); 4]| Attributes::from_pairs(p).unwrap_err().to_string();
         assert!(error(pairs("")).contains("`id`"));
         assert!(error(pairs("1")).contains("`time`"));
+        let timed = |id: &str| {
+            let time = ("time".to_owned(), "2026-01-01T00:00:00Z".to_owned());
+            Attributes::from_pairs(pairs(id).into_iter().chain([time]))
+        };
+        assert!(timed("1").is_ok());
+        assert!(timed("a\0b").unwrap_err().to_string().contains("NUL"));
+        assert!(timed(&"x".repeat(1025)).unwrap_err().to_string().contains("1024"));
     }
 }

@@ -74,10 +74,14 @@ impl Hand {
     pub(super) fn settled(&mut self, delivery: &Delivery) {
         let key = delivery.key();
         let Some(waiting) = self.keys.get_mut(&key) else { return };
-        if waiting.deliveries.pop_front().is_some() {
-            self.deliveries -= 1;
-            self.bytes -= size(delivery);
+        let place = |of: &Delivery| (of.partition, of.offset);
+        let first = waiting.deliveries.front();
+        if first.is_none_or(|(_, first)| place(first) != place(delivery)) {
+            return;
         }
+        waiting.deliveries.pop_front();
+        self.deliveries -= 1;
+        self.bytes -= size(delivery);
         (waiting.failures, waiting.until) = (0, None);
         if waiting.deliveries.is_empty() {
             self.keys.remove(&key);
@@ -97,7 +101,10 @@ impl Hand {
 }
 
 fn size(delivery: &Delivery) -> usize {
-    delivery.event.as_ref().map_or_else(|why| why.data.len(), |event| event.data.len())
+    /// What else there is of one, about.
+    const ATTRIBUTES: usize = 512;
+    let data = delivery.event.as_ref().map_or_else(|why| &why.data, |event| &event.data);
+    ATTRIBUTES + data.len()
 }
 
 #[cfg(test)]

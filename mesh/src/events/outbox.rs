@@ -248,7 +248,9 @@ impl Outbox {
             let number = |n| u64::try_from(n).unwrap_or_default();
             Load { events: number(events), bytes: number(bytes) }
         };
-        self.waiting.counted(of(false), of(true).events);
+        let (ready, aside) = (of(false), of(true));
+        let all = Load { events: ready.events + aside.events, bytes: ready.bytes + aside.bytes };
+        self.waiting.counted(all, aside.events);
         Ok(())
     }
 
@@ -300,16 +302,13 @@ impl Outbox {
             .collect()
     }
 
-    /// Forgets everything up to `seq`: the broker has it, save what was set
-    /// aside.
-    pub(super) async fn forget(&self, seq: i64) -> Result<(), Error> {
+    /// Forgets the events of `seqs`: the broker has them.
+    pub(super) async fn forget(&self, seqs: Vec<i64>) -> Result<(), Error> {
         let (gone, bytes) = self
             .store
             .transaction(move |tx| {
                 Box::pin(async move {
-                    let gone = Condition::all()
-                        .add(row::Column::Seq.lte(seq))
-                        .add(row::Column::SetAside.is_null());
+                    let gone = row::Column::Seq.is_in(seqs);
                     let bytes = row::Entity::find()
                         .select_only()
                         .column_as(row::Column::Bytes.sum().cast_as("bigint"), "bytes")

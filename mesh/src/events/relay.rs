@@ -46,6 +46,9 @@ pub struct Relay {
     broker: Arc<dyn Broker>,
     known: HashSet<String>,
     counted: Option<Instant>,
+    /// Up to where events go out one by one, because the broker refused one of a
+    /// batch.
+    one_by_one_to: Option<i64>,
     /// How often in a row the broker took nothing.
     failures: u32,
     /// 1 while only probes are sent.
@@ -60,7 +63,16 @@ impl Relay {
             .with_description("1 while the broker takes nothing and is only probed")
             .build();
         let (known, service) = (HashSet::new(), service.into());
-        Self { service, outbox, broker, known, counted: None, failures: 0, breaker }
+        Self {
+            service,
+            outbox,
+            broker,
+            known,
+            counted: None,
+            one_by_one_to: None,
+            failures: 0,
+            breaker,
+        }
     }
 
     /// Relays until `stop`; then goes on until the outbox is empty or `grace` is
@@ -143,7 +155,11 @@ impl Relay {
             self.outbox.take_back().await?;
         }
         let is_open = self.failures >= OPEN_AFTER;
-        let (batch, deadline) = if is_open { (1, PROBE_TIMEOUT) } else { (BATCH, PUBLISH_TIMEOUT) };
+        let (batch, deadline) = match is_open {
+            true => (1, PROBE_TIMEOUT),
+            false if self.one_by_one_to.is_some() => (1, PUBLISH_TIMEOUT),
+            false => (BATCH, PUBLISH_TIMEOUT),
+        };
         let pending = self.outbox.oldest(batch).await?;
         if pending.is_empty() {
             self.outbox.count().await?;
@@ -172,9 +188,8 @@ impl Relay {
         self.breaker.record(open, &[label("service", self.service.to_string())]);
     }
 
-    /// Publishes `pending`, and forgets those at its beginning that the broker
-    /// has: what stands behind a failure is published again, which consumers
-    /// notice, rather than lost.
+    /// Publishes `pending`, and forgets those that the broker has: what failed is
+    /// published again. `Ok` where any went out, or was dealt with otherwise.
     async fn publish(&mut self, pending: Vec<Pending>, deadline: Duration) -> Result<(), Error> {
         let (mut seqs, mut records) = (Vec::new(), Vec::new());
         for Pending { seq, record } in pending {
@@ -206,20 +221,30 @@ impl Relay {
         }
         let results = self.broker.publish(records, deadline).await;
         drop(spans);
-        let (mut reached, mut failure) = (None, None);
+        let (alone, mut refused) = (seqs.len() == 1, false);
+        let (mut delivered, mut failure) = (Vec::new(), None);
         for (seq, result) in seqs.into_iter().zip(results) {
             match result {
-                Ok(()) => {}
+                Ok(()) => delivered.push(seq),
+                // Of a batch that went out together, a broker may mean another one.
+                Err(Error::Event(_)) if !alone => {
+                    refused = true;
+                    self.one_by_one_to = Some(seq);
+                }
                 Err(why @ Error::Event(_)) => self.set_aside(seq, &why).await?,
                 Err(why) => {
-                    failure = Some(why);
-                    break;
+                    failure.get_or_insert(why);
                 }
             }
-            reached = Some(seq);
+            if alone && self.one_by_one_to.is_some_and(|last| last <= seq) {
+                self.one_by_one_to = None;
+            }
         }
-        if let Some(reached) = reached {
-            self.outbox.forget(reached).await?;
+        // One that was refused takes others of its batch along; that some went out
+        // shows that the broker is there.
+        let failure = failure.filter(|_| !refused && delivered.is_empty());
+        if !delivered.is_empty() {
+            self.outbox.forget(delivered).await?;
         }
         failure.map_or(Ok(()), Err)
     }

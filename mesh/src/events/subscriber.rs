@@ -56,13 +56,18 @@ pub(super) mod mark {
 const BATCH: usize = 256;
 /// How often an event is tried before it goes to the dead letters.
 const ATTEMPTS: u32 = 5;
-/// How long it is remembered that an event was handled: longer than a topic can
-/// bring it again.
-const REMEMBERED: Duration = RETENTION.saturating_add(Duration::from_secs(24 * 60 * 60));
+/// How long it is remembered that an event was handled: longer than its topic can
+/// bring it again, or a replay of its dead letter. A week more, for Kafka deletes
+/// by whole segments.
+const REMEMBERED: Duration =
+    RETENTION.saturating_mul(2).saturating_add(Duration::from_secs(7 * 24 * 60 * 60));
 /// How many marks too old go for each event that is handled.
 const FORGOTTEN_PER_EVENT: u64 = 4;
 /// How long the effect of one event may take.
 const EFFECT_LIMIT: Duration = Duration::from_secs(5);
+/// After how long a transaction takes no more: with the last effect it is still
+/// within what the store gives it.
+const ENOUGH: Duration = Duration::from_secs(3);
 /// How long to wait when the database or the broker fails, and when it goes on
 /// failing.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -150,41 +155,79 @@ impl Subscriber {
         };
         let ready = hand.ready(Instant::now(), BATCH);
         if ready.is_empty() {
-            let due = hand.next_due().unwrap_or_else(|| Instant::now() + LONGEST_PAUSE);
-            tokio::select! {
-                next = consumer.next(BATCH), if hand.has_room() => hand.take(next?),
-                () = tokio::time::sleep_until(due) => {}
+            match hand.next_due() {
+                None => hand.take(consumer.next(BATCH).await?),
+                Some(due) => tokio::select! {
+                    next = consumer.next(BATCH), if hand.has_room() => hand.take(next?),
+                    () = tokio::time::sleep_until(due) => {}
+                },
             }
             return Ok(());
         }
-        let mut done = Vec::new();
-        for (index, failure) in self.handle(ready.clone()).await? {
+        let (mut done, mut burial) = (Vec::new(), Ok(()));
+        for (index, failure) in self.handle(&ready).await? {
             let delivery = &*ready[index];
-            if let Some(why) = failure
-                && !self.give_up(hand, delivery, &why).await?
-            {
-                continue;
+            if let Some(why) = failure {
+                match self.give_up(hand, delivery, &why).await {
+                    Ok(true) => {}
+                    Ok(false) => continue,
+                    Err(why) => {
+                        burial = Err(why);
+                        continue;
+                    }
+                }
             }
             hand.settled(delivery);
             done.push(delivery);
         }
-        consumer.commit(&done).await
+        consumer.commit(&done).await?;
+        burial
     }
 
-    /// Handles `deliveries` in one transaction. Answers which were handled, by
-    /// their index, and why they failed; behind a failure those of its key are
-    /// passed over.
+    /// Handles the first of `deliveries`, as many as fit into a transaction's
+    /// time. Answers which were handled, by their index, and why they failed;
+    /// behind a failure those of its key are passed over.
     async fn handle(
         &self,
-        deliveries: Vec<Arc<Delivery>>,
+        deliveries: &[Arc<Delivery>],
     ) -> Result<Vec<(usize, Option<Error>)>, Error> {
+        match self.transaction(deliveries.to_vec()).await {
+            Ok(outcomes) => Ok(outcomes),
+            Err(Undone::By(why)) => Err(why),
+            // It took those before it along, which are to be handled without it.
+            Err(Undone::Late(late)) => {
+                let before = self.transaction(deliveries[..late].to_vec()).await;
+                let mut outcomes = match before {
+                    Ok(outcomes) => outcomes,
+                    Err(Undone::By(why)) => return Err(why),
+                    // One of these was late this time; all come again.
+                    Err(Undone::Late(_)) => return Ok(vec![]),
+                };
+                let all = outcomes.len() == late && outcomes.iter().all(|(_, why)| why.is_none());
+                if all {
+                    let why = format!("its effect took longer than {EFFECT_LIMIT:?}");
+                    outcomes.push((late, Some(Error::Event(why))));
+                }
+                Ok(outcomes)
+            }
+        }
+    }
+
+    async fn transaction(
+        &self,
+        deliveries: Vec<Arc<Delivery>>,
+    ) -> Result<Vec<(usize, Option<Error>)>, Undone> {
         let (service, group) = (self.service.clone(), self.group());
         let handler = self.handler.clone();
         let work = self.outbox.store().transaction(move |tx| {
             Box::pin(async move {
                 forget(tx, FORGOTTEN_PER_EVENT * deliveries.len() as u64).await?;
                 let (mut outcomes, mut held) = (Vec::new(), HashSet::new());
+                let begun = Instant::now();
                 for (index, delivery) in deliveries.iter().enumerate() {
+                    if begun.elapsed() > ENOUGH {
+                        break;
+                    }
                     if !held.is_empty() && held.contains(&delivery.key()) {
                         continue;
                     }
@@ -205,14 +248,7 @@ impl Subscriber {
                 Ok(outcomes)
             })
         });
-        match work.await {
-            Ok(outcomes) => Ok(outcomes),
-            Err(Undone::Late(index)) => {
-                let why = Error::Event(format!("its effect took longer than {EFFECT_LIMIT:?}"));
-                Ok(vec![(index, Some(why))])
-            }
-            Err(Undone::By(why)) => Err(why),
-        }
+        work.await
     }
 
     /// Takes note of a failure; `true` where it was the last, and the delivery is

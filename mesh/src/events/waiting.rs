@@ -20,7 +20,7 @@ pub(super) struct Load {
 pub(super) struct Waiting {
     events: AtomicU64,
     bytes: AtomicU64,
-    /// Events that the broker will never take as they are.
+    /// Of them, how many the broker will never take as they are.
     set_aside: AtomicU64,
 }
 
@@ -65,7 +65,7 @@ impl Waiting {
         }
     }
 
-    /// So much is there, and so many are set aside.
+    /// So much is there, and so many of it are set aside.
     pub(super) fn counted(&self, now: Load, set_aside: u64) {
         self.events.store(now.events, Ordering::Relaxed);
         self.bytes.store(now.bytes, Ordering::Relaxed);

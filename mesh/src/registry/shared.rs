@@ -37,12 +37,18 @@ impl<R: Registry> Registry for Shared<R> {
     }
 
     async fn watch(&self, service: &str) -> Result<watch::Receiver<Snapshot>, Error> {
-        if let Some(watched) = self.watches().get(service) {
+        let living = |watched: &watch::Receiver<_>| watched.has_changed().is_ok();
+        if let Some(watched) = self.watches().get(service).filter(|watched| living(watched)) {
             return Ok(watched.clone());
         }
-        let watched = self.registry.watch(service).await?;
+        let new = self.registry.watch(service).await?;
+        let mut watches = self.watches();
+        let watched = watches.entry(service.to_owned()).or_insert_with(|| new.clone());
         // Another caller may have been faster; then ours ends for want of listeners.
-        Ok(self.watches().entry(service.to_owned()).or_insert(watched).clone())
+        if !living(watched) {
+            *watched = new;
+        }
+        Ok(watched.clone())
     }
 
     async fn services(&self) -> Result<BTreeMap<String, Snapshot>, Error> {

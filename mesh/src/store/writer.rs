@@ -288,5 +288,5 @@ async fn reopen(old: DatabaseConnection, options: &ConnectOptions) -> DatabaseCo
 
 /// A commit that failed, for each of those who wait for it.
 pub(super) fn failed(why: &DbErr) -> Error {
-    Error::Database(DbErr::Custom(why.to_string()))
+    Error::NotCommitted(why.to_string())
 }

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     Error,
     config::Config,
-    events::{Event, RETENTION},
+    events::{Attributes, Event, RETENTION},
     files,
     store::Store,
 };
@@ -349,9 +349,14 @@ impl Consumer for Reader {
 }
 
 fn delivery(row: log::Model) -> Delivery {
-    let event = match serde_json::from_str(&row.attributes) {
+    let attributes = serde_json::from_str::<Attributes>(&row.attributes);
+    let checked = attributes.map_err(|why| why.to_string()).and_then(|attributes| {
+        attributes.check().map_err(|why| why.to_string())?;
+        Ok(attributes)
+    });
+    let event = match checked {
         Ok(attributes) => Ok(Event { attributes, data: row.data.into() }),
-        Err(why) => Err(Undecodable { why: why.to_string(), data: row.data.into() }),
+        Err(why) => Err(Undecodable { why, data: row.data.into() }),
     };
     Delivery { topic: row.topic, partition: 0, offset: row.seq, event }
 }
@@ -370,14 +375,15 @@ struct Member {
 impl Consumer for Member {
     async fn next(&mut self, limit: usize) -> Result<Vec<Delivery>, Error> {
         while self.held.is_none() {
-            self.held = files::try_lock(&self.lock)?;
-            if self.held.is_none() {
+            let Some(held) = files::try_lock(&self.lock)? else {
                 tokio::time::sleep(TAKE_OVER).await;
                 continue;
-            }
+            };
             let done =
                 offset::Entity::find_by_id(&self.group).one(self.reader.store.read()).await?;
             self.reader.position = done.map_or(0, |done| done.seq);
+            // Only now, for all this may be cut off.
+            self.held = Some(held);
         }
         let deliveries = self.reader.next(limit).await?;
         deliveries.iter().for_each(|delivery| self.progress.hand_out(delivery.offset));
@@ -392,7 +398,8 @@ impl Consumer for Member {
             pattern: ActiveValue::Set(self.reader.pattern.clone()),
             seq: ActiveValue::Set(reached),
         };
-        self.reader
+        let recorded = self
+            .reader
             .store
             .transaction(move |tx| {
                 Box::pin(async move {
@@ -406,7 +413,11 @@ impl Consumer for Member {
                     Ok(())
                 })
             })
-            .await
+            .await;
+        if recorded.is_ok() {
+            self.progress.recorded(reached);
+        }
+        recorded
     }
 }
 
@@ -415,7 +426,7 @@ mod tests {
     use std::{collections::HashMap, path::Path};
 
     use super::*;
-    use crate::events::{Attributes, broker::Scan};
+    use crate::events::broker::Scan;
 
     async fn open(data: &Path) -> EmbeddedBroker {
         let flags = [("data", data.display().to_string())];

@@ -25,14 +25,16 @@ impl Progress {
     }
 
     /// The last offset before which nothing is left to do, if it has moved on
-    /// since this was last asked.
-    pub(super) fn reached(&mut self) -> Option<i64> {
-        let mut reached = None;
-        while let Some(first) = self.handed_out.first_entry().filter(|first| *first.get()) {
-            reached = Some(*first.key());
+    /// since it was last [recorded](Self::recorded).
+    pub(super) fn reached(&self) -> Option<i64> {
+        self.handed_out.iter().take_while(|(_, done)| **done).last().map(|(offset, _)| *offset)
+    }
+
+    /// The broker knows of everything up to `offset`.
+    pub(super) fn recorded(&mut self, offset: i64) {
+        while let Some(first) = self.handed_out.first_entry().filter(|e| *e.key() <= offset) {
             first.remove();
         }
-        reached
     }
 }
 
@@ -51,9 +53,11 @@ mod tests {
         assert_eq!(progress.reached(), None, "3 is left to do");
         progress.done(3);
         assert_eq!(progress.reached(), Some(5));
+        progress.recorded(5);
         assert_eq!(progress.reached(), None, "it hasn't moved since");
         progress.done(6);
         assert_eq!(progress.reached(), Some(9));
+        progress.recorded(9);
         progress.done(6);
         assert_eq!(progress.reached(), None, "done twice is done once");
     }

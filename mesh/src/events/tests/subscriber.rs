@@ -20,7 +20,8 @@ type Fate = Box<dyn Fn(&Event, usize) -> Result<(), Error> + Send + Sync>;
 struct Seen {
     tries: Mutex<Vec<String>>,
     fate: Fate,
-    hangs: Option<&'static str>,
+    /// An event whose effect hangs the first so many times.
+    hangs: Option<(&'static str, usize)>,
 }
 
 impl Seen {
@@ -42,7 +43,7 @@ impl Handler for Seen {
             tries.push(id.clone());
             tries.iter().filter(|tried| **tried == id).count()
         };
-        if nth == 1 && self.hangs == Some(id.as_str()) {
+        if self.hangs.is_some_and(|(hangs, times)| hangs == id && nth <= times) {
             std::future::pending::<()>().await;
         }
         (self.fate)(event, nth)
@@ -143,7 +144,8 @@ async fn a_database_or_broker_that_is_away_is_waited_for_and_buries_nothing() {
 #[tokio::test]
 async fn an_effect_that_hangs_is_cut_off_and_others_go_on() {
     let bench = Bench::start().await;
-    let hangs = Seen { tries: Mutex::default(), fate: Box::new(|_, _| Ok(())), hangs: Some("a1") };
+    let hangs =
+        Seen { tries: Mutex::default(), fate: Box::new(|_, _| Ok(())), hangs: Some(("a1", 1)) };
     let seen = Arc::new(hangs);
     bench.subscribe(seen.clone());
     bench.publish(vec![event("a", "a1", ""), event("b", "b1", "")]).await;
@@ -166,7 +168,7 @@ async fn marks_that_no_topic_can_bring_again_are_forgotten() {
             buried_at: ActiveValue::Set(None),
         })
     };
-    let old: Vec<_> = marks(40, 0..3).chain(marks(30, 3..5)).collect();
+    let old: Vec<_> = marks(70, 0..3).chain(marks(60, 3..5)).collect();
     let work = bench.outbox.store().transaction(move |tx| {
         Box::pin(async move {
             mark::Entity::insert_many(old).exec_without_returning(tx).await?;
@@ -180,4 +182,34 @@ async fn marks_that_no_topic_can_bring_again_are_forgotten() {
     });
     work.await.unwrap();
     bench.end().await;
+}
+
+#[tokio::test]
+async fn an_effect_that_always_hangs_is_buried_and_those_before_it_keep_theirs() {
+    let bench = Bench::start().await;
+    let tries = Mutex::default();
+    let seen = Arc::new(Seen { tries, fate: Box::new(|_, _| Ok(())), hangs: Some(("a2", 99)) });
+    bench.subscribe(seen.clone());
+    let large = Event { data: vec![b'x'; 1000].into(), ..event("a", "a2", "") };
+    bench.publish(vec![event("a", "a1", ""), large, event("a", "a3", "")]).await;
+    let letters = bench.letters(1).await;
+    assert_eq!(letters[0].attributes.id, "a2");
+    until("what stood behind it is handled", || seen.tries().last().unwrap() == "a3").await;
+    let done = bench.outbox.store().read();
+    assert_eq!(mark::Entity::find().count(done).await.unwrap(), 3, "a1 and a3, and a2 as buried");
+    until_committed(&bench, 3).await;
+    bench.end().await;
+}
+
+/// Waits until the group is done with the first `count` events of the topic.
+async fn until_committed(bench: &Bench, count: i64) {
+    let begun = Instant::now();
+    loop {
+        let groups = bench.broker.groups(Some("test.hooks.test")).await.unwrap();
+        if groups.iter().any(|of| of.topic == TOPIC && of.position > count) {
+            return;
+        }
+        assert!(begun.elapsed() < SOON, "{groups:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

@@ -9,10 +9,13 @@ use rdkafka::{
     consumer::{Consumer as _, StreamConsumer},
     error::{KafkaError, RDKafkaErrorCode as Code},
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
 use tracing::{debug, warn};
 
-use super::{Log, OffThread, blocking, record, settings::Settings, topics};
+use super::{Log, OffThread, record, settings::Settings, topics};
 use crate::{
     Error,
     events::broker::{Consumer, Delivery, From, progress::Progress},
@@ -34,6 +37,9 @@ pub(super) struct Reader {
     client: Arc<OffThread<StreamConsumer<Log>>>,
     /// When something last came from the broker.
     heard: Instant,
+    /// Whether it is there, asked when nothing came; the answer outlasts whoever
+    /// waits for it.
+    asked: Option<JoinHandle<Result<(), Error>>>,
     /// Of each partition that was read.
     progress: BTreeMap<(String, i32), Progress>,
 }
@@ -68,7 +74,8 @@ pub(super) async fn tail(settings: &Settings, topic: &str, from: From) -> Result
 impl Reader {
     fn open(settings: Settings, plan: Plan) -> Result<Self, Error> {
         let client = Arc::new(OffThread::new(plan.open(&settings)?));
-        Ok(Self { settings, plan, client, heard: Instant::now(), progress: BTreeMap::new() })
+        let (heard, progress) = (Instant::now(), BTreeMap::new());
+        Ok(Self { settings, plan, client, heard, asked: None, progress })
     }
 
     /// The next delivery, waited for.
@@ -90,17 +97,21 @@ impl Reader {
     /// itself. librdkafka then forgets all it knows and never connects again,
     /// so a client that gets no answer is replaced.
     async fn ask_or_begin_again(&mut self) -> Result<(), Error> {
-        let client = Arc::clone(&self.client);
-        let asked = blocking(move || {
-            let answer = client.fetch_metadata(None, ANSWER_LIMIT);
-            answer.map_err(|why| Error::Broker(format!("no broker answers: {why}; see `events`")))
+        let asked = self.asked.get_or_insert_with(|| {
+            let client = Arc::clone(&self.client);
+            tokio::task::spawn_blocking(move || match client.fetch_metadata(None, ANSWER_LIMIT) {
+                Ok(_) => Ok(()),
+                Err(why) => Err(Error::Broker(format!("no broker answers: {why}; see `events`"))),
+            })
         });
         let answer = asked.await;
+        self.asked = None;
+        let answer = answer.unwrap_or_else(|why| Err(Error::Broker(why.to_string())));
         if answer.is_err() {
             self.client = Arc::new(OffThread::new(self.plan.open(&self.settings)?));
         }
         self.heard = Instant::now();
-        answer.map(drop)
+        answer
     }
 }
 
@@ -189,12 +200,17 @@ impl Consumer for Reader {
             reached.iter().map(|((topic, partition), next)| ((&**topic, *partition), *next));
         let stored = offsets(places).and_then(|offsets| self.client.store_offsets(&offsets));
         match stored {
+            Ok(()) => {}
             // They are another member's by now, who has a place of its own there.
-            Err(KafkaError::StoreOffset(Code::State)) => Ok(()),
-            stored => {
-                stored.map_err(|why| Error::Broker(format!("offsets can't be stored: {why}")))
+            Err(KafkaError::StoreOffset(Code::State)) => {}
+            Err(why) => return Err(Error::Broker(format!("offsets can't be stored: {why}"))),
+        }
+        for (place, next) in reached {
+            if let Some(progress) = self.progress.get_mut(&place) {
+                progress.recorded(next - 1);
             }
         }
+        Ok(())
     }
 }
 

@@ -128,9 +128,9 @@ impl Settings {
             // How long the partitions of a killed process wait for another.
             .set("session.timeout.ms", "10000")
             .set("heartbeat.interval.ms", "3000")
-            // `next` is what Kafka takes for life. A subscriber that retries an
-            // event stays away for long; one that stays away longer than this
-            // hangs, and the group goes on without it.
+            // `next` is what Kafka takes for life. A subscriber with its hands full
+            // of an event that fails stays away for a while; one that stays away
+            // longer than this hangs, and the group goes on without it.
             .set("max.poll.interval.ms", "900000")
             // New topics are seen within 2 s.
             .set("topic.metadata.refresh.interval.ms", "1000")
