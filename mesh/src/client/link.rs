@@ -11,12 +11,11 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use futures::future::BoxFuture;
-use rand::Rng as _;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::connection::{self, Connection};
-use crate::{identity::Identity, registry::Instance};
+use crate::{backoff::jittered, identity::Identity, registry::Instance};
 
 /// The pause after a failed try to connect: twice as long each time, up to the
 /// longest; a random part of it, so that clients don't come all at once.
@@ -173,9 +172,4 @@ async fn gone(in_use: &mut Option<InUse>) {
         },
         None => std::future::pending().await,
     }
-}
-
-/// Between half of `pause` and all of it.
-pub(super) fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(rand::rng().random_range(0.5..=1.0))
 }

@@ -24,11 +24,11 @@ use super::{
     connection::Connection,
     deadline::{By, TIMEOUT_HEADER},
     endpoint::{Endpoint, Failed, Flight, Outcome},
-    link::jittered,
     metrics::{Cause, Metrics},
     whole::Whole,
 };
 use crate::{
+    backoff,
     descriptors::{self, Method},
     intercept::{Ended, Finished, code_of, code_so_far},
     policy::{Policy, Route},
@@ -251,8 +251,7 @@ impl Call {
             return Duration::ZERO;
         }
         let doublings = u32::try_from(self.tried.len()).unwrap_or(u32::MAX).saturating_sub(1);
-        let backoff = self.route.backoff.saturating_mul(2_u32.saturating_pow(doublings));
-        let backoff = jittered(backoff.min(LONGEST_BACKOFF));
+        let backoff = backoff::pause(doublings, self.route.backoff, LONGEST_BACKOFF);
         match (missed.cause, retry_after(&missed.status)) {
             (Cause::Answered, Some(asked)) => asked.max(backoff),
             _ => backoff,

@@ -15,11 +15,10 @@
 
 use std::time::Duration;
 
-use rand::Rng as _;
 use tokio::{sync::watch, time::Instant};
 
 use super::{Answer, Since};
-use crate::Error;
+use crate::{Error, backoff};
 
 /// How long an empty answer must hold after the index went backwards.
 const RESET_DOUBT: Duration = Duration::from_secs(60);
@@ -204,9 +203,7 @@ where
     }
 }
 
-/// The pause after the error that follows `failures` others: doubled each
-/// time, and half of it by chance, so that a mesh doesn't ask as one.
+/// The pause after the error that follows `failures` others.
 pub(crate) fn pause(failures: u32) -> Duration {
-    let longest = FIRST_PAUSE.saturating_mul(2u32.saturating_pow(failures)).min(LONGEST_PAUSE);
-    longest.mul_f64(rand::rng().random_range(0.5..=1.0))
+    backoff::pause(failures, FIRST_PAUSE, LONGEST_PAUSE)
 }

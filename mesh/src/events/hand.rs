@@ -9,6 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::broker::Delivery;
+use crate::backoff;
 
 /// How many deliveries, and how many bytes of theirs, are in hand at most before
 /// no more are asked for.
@@ -92,10 +93,8 @@ impl Hand {
     /// Answers how often it has failed.
     pub(super) fn failed(&mut self, delivery: &Delivery, now: Instant) -> u32 {
         let waiting = self.keys.entry(delivery.key()).or_default();
-        let doublings = waiting.failures.min(16);
+        waiting.until = Some(now + backoff::pause(waiting.failures, FIRST_PAUSE, LONGEST_PAUSE));
         waiting.failures += 1;
-        let pause = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
-        waiting.until = Some(now + pause.mul_f64(rand::random_range(0.5..1.0)));
         waiting.failures
     }
 }

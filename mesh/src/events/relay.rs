@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     Error,
+    backoff::jittered,
     telemetry::{
         label,
         trace::{self, Kind},
@@ -117,8 +118,9 @@ impl Relay {
                 }
                 Err(why) => {
                     tracing::warn!(service = %self.service, %why, pending = self.outbox.pending(), "events wait in the outbox");
-                    leadership = leadership.filter(|_| !matches!(why, Error::Database(_)));
-                    tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+                    leadership = leadership
+                        .filter(|_| !matches!(why, Error::Database(_) | Error::NotCommitted(_)));
+                    tokio::time::sleep(jittered(pause)).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }
@@ -162,7 +164,6 @@ impl Relay {
         };
         let pending = self.outbox.oldest(batch).await?;
         if pending.is_empty() {
-            self.outbox.count().await?;
             return Ok(Step::Empty);
         }
         match self.publish(pending, deadline).await {

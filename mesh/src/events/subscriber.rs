@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     Error,
+    backoff::jittered,
     telemetry::trace::{self, Kind},
 };
 
@@ -135,7 +136,7 @@ impl Subscriber {
                     tracing::warn!(
                         service = %self.service, pattern = self.pattern, %why, "consuming waits",
                     );
-                    tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+                    tokio::time::sleep(jittered(pause)).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }
