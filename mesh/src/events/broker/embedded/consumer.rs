@@ -1,0 +1,159 @@
+//! Reading: a pattern's topics from a place in the log on, for people or as a
+//! member of a group.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use sea_orm::{
+    ActiveValue, ColumnTrait as _, Condition, EntityTrait as _, QueryFilter as _, QueryOrder as _,
+    QuerySelect as _, sea_query::OnConflict,
+};
+
+use super::{last, log, offset};
+use crate::{
+    Error,
+    events::{
+        Attributes, Event,
+        broker::{Consumer, Delivery, Undecodable, progress::Progress},
+    },
+    files,
+    store::Store,
+};
+
+/// How often a member that waits tries to take over.
+const TAKE_OVER: Duration = Duration::from_millis(250);
+
+/// Reads what matches a pattern from a place in the log on.
+pub(super) struct Reader {
+    pub(super) store: Arc<Store>,
+    pub(super) pattern: String,
+    pub(super) position: i64,
+    pub(super) changes: files::Changes,
+}
+
+/// The rows of topics that match `pattern`, as [`super::matches`] says.
+pub(super) fn matching(pattern: &str) -> Condition {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => {
+            let matching = Condition::all().add(log::Column::Topic.starts_with(prefix));
+            if prefix.starts_with("dlq.") {
+                matching
+            } else {
+                matching.add(log::Column::Topic.not_like("dlq.%"))
+            }
+        }
+        None => Condition::all().add(log::Column::Topic.eq(pattern)),
+    }
+}
+
+#[async_trait]
+impl Consumer for Reader {
+    async fn next(&mut self, limit: usize) -> Result<Vec<Delivery>, Error> {
+        loop {
+            // Asked before the rows: what comes in between is read next time.
+            let last = last(&self.store).await?;
+            if last > self.position {
+                let rows = log::Entity::find()
+                    .filter(matching(&self.pattern))
+                    .filter(log::Column::Seq.gt(self.position))
+                    .filter(log::Column::Seq.lte(last))
+                    .order_by_asc(log::Column::Seq)
+                    .limit(limit as u64)
+                    .all(self.store.read())
+                    .await?;
+                self.position = match rows.last() {
+                    Some(row) if rows.len() == limit => row.seq,
+                    _ => last,
+                };
+                if !rows.is_empty() {
+                    return Ok(rows.into_iter().map(delivery).collect());
+                }
+            }
+            self.changes.changed().await;
+        }
+    }
+
+    async fn commit(&mut self, _: &[&Delivery]) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+fn delivery(row: log::Model) -> Delivery {
+    let attributes = serde_json::from_str::<Attributes>(&row.attributes);
+    let checked = attributes.map_err(|why| why.to_string()).and_then(|attributes| {
+        attributes.check().map_err(|why| why.to_string())?;
+        Ok(attributes)
+    });
+    let event = match checked {
+        Ok(attributes) => Ok(Event { attributes, data: row.data.into() }),
+        Err(why) => Err(Undecodable { why, data: row.data.into() }),
+    };
+    Delivery { topic: row.topic, partition: 0, offset: row.seq, event }
+}
+
+/// A member of a group; it reads while it holds the group's lock.
+pub(super) struct Member {
+    reader: Reader,
+    group: String,
+    lock: PathBuf,
+    held: Option<std::fs::File>,
+    /// Of the whole log, which is one partition.
+    progress: Progress,
+}
+
+impl Member {
+    /// A member of `group` that waits for the lock at `lock`.
+    pub(super) fn new(reader: Reader, group: &str, lock: PathBuf) -> Self {
+        Self { reader, group: group.to_owned(), lock, held: None, progress: Progress::default() }
+    }
+}
+
+#[async_trait]
+impl Consumer for Member {
+    async fn next(&mut self, limit: usize) -> Result<Vec<Delivery>, Error> {
+        while self.held.is_none() {
+            let Some(held) = files::try_lock(&self.lock)? else {
+                tokio::time::sleep(TAKE_OVER).await;
+                continue;
+            };
+            let done =
+                offset::Entity::find_by_id(&self.group).one(self.reader.store.read()).await?;
+            self.reader.position = done.map_or(0, |done| done.seq);
+            // Only now, for all this may be cut off.
+            self.held = Some(held);
+        }
+        let deliveries = self.reader.next(limit).await?;
+        deliveries.iter().for_each(|delivery| self.progress.hand_out(delivery.offset));
+        Ok(deliveries)
+    }
+
+    async fn commit(&mut self, deliveries: &[&Delivery]) -> Result<(), Error> {
+        deliveries.iter().for_each(|delivery| self.progress.done(delivery.offset));
+        let Some(reached) = self.progress.reached() else { return Ok(()) };
+        let row = offset::ActiveModel {
+            group_name: ActiveValue::Set(self.group.clone()),
+            pattern: ActiveValue::Set(self.reader.pattern.clone()),
+            seq: ActiveValue::Set(reached),
+        };
+        let recorded = self
+            .reader
+            .store
+            .transaction(move |tx| {
+                Box::pin(async move {
+                    let update = OnConflict::column(offset::Column::GroupName)
+                        .update_column(offset::Column::Seq)
+                        .to_owned();
+                    offset::Entity::insert(row)
+                        .on_conflict(update)
+                        .exec_without_returning(tx)
+                        .await?;
+                    Ok(())
+                })
+            })
+            .await;
+        if recorded.is_ok() {
+            self.progress.recorded(reached);
+        }
+        recorded
+    }
+}

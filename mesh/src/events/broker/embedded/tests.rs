@@ -1,0 +1,152 @@
+use std::{collections::HashMap, path::Path};
+
+use super::*;
+use crate::events::{
+    Attributes, Event,
+    broker::{Delivery, Scan},
+};
+
+async fn open(data: &Path) -> EmbeddedBroker {
+    let flags = [("data", data.display().to_string())];
+    let config = Config::from_sources(None, HashMap::new(), &flags).unwrap();
+    EmbeddedBroker::open(&config).await.unwrap()
+}
+
+fn record(topic: &str, id: &str) -> Record {
+    let attributes = Attributes {
+        id: id.into(),
+        source: "/s".into(),
+        kind: "t".into(),
+        subject: String::new(),
+        time: Utc::now(),
+        datacontenttype: "text/plain".into(),
+        dataschema: String::new(),
+        correlationid: "c".into(),
+        causationid: String::new(),
+        traceparent: String::new(),
+        extensions: Default::default(),
+    };
+    Record { topic: topic.into(), event: Event { attributes, data: id.as_bytes().to_vec().into() } }
+}
+
+async fn publish(broker: &EmbeddedBroker, topic: &str, ids: &[&str]) {
+    broker.ensure(&[topic.to_owned()]).await.unwrap();
+    let records = ids.iter().map(|id| record(topic, id)).collect();
+    let results = broker.publish(records, Duration::from_secs(5)).await;
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+}
+
+async fn next(consumer: &mut dyn Consumer) -> (Vec<String>, Vec<Delivery>) {
+    let deliveries = tokio::time::timeout(Duration::from_secs(5), consumer.next(100));
+    let deliveries = deliveries.await.expect("something comes").unwrap();
+    let id = |d: &Delivery| d.event.as_ref().unwrap().attributes.id.clone();
+    (deliveries.iter().map(id).collect(), deliveries)
+}
+
+#[tokio::test]
+async fn a_group_reads_in_order_across_processes_and_goes_on_where_it_was() {
+    let data = tempfile::tempdir().unwrap();
+    let (one, other) = (open(data.path()).await, open(data.path()).await);
+    let mut first = other.subscribe("g", "hooks.*").await.unwrap();
+    publish(&one, "hooks.a", &["1", "2"]).await;
+    publish(&one, "other", &["x"]).await;
+    publish(&one, "hooks.b", &["3"]).await;
+    let mut seen = vec![];
+    while seen.len() < 3 {
+        let (ids, deliveries) = next(first.as_mut()).await;
+        seen.extend(ids);
+        if seen.len() < 3 {
+            first.commit(&deliveries.iter().collect::<Vec<_>>()).await.unwrap();
+        } else {
+            first
+                .commit(&deliveries[..deliveries.len() - 1].iter().collect::<Vec<_>>())
+                .await
+                .unwrap();
+        }
+    }
+    assert_eq!(seen, ["1", "2", "3"]);
+
+    let mut second = one.subscribe("g", "hooks.*").await.unwrap();
+    let waits = tokio::time::timeout(Duration::from_millis(100), second.next(1)).await;
+    assert!(waits.is_err(), "one member reads at a time");
+    drop(first);
+    assert_eq!(next(second.as_mut()).await.0, ["3"], "what wasn't committed comes again");
+}
+
+#[tokio::test]
+async fn a_scan_ends_and_a_groups_lag_is_told() {
+    let data = tempfile::tempdir().unwrap();
+    let broker = open(data.path()).await;
+    broker.ensure(&["empty".to_owned()]).await.unwrap();
+    assert!(Scan::of(&broker, "empty").await.unwrap().next().await.unwrap().is_none());
+    assert!(Scan::of(&broker, "nowhere").await.is_err());
+    publish(&broker, "hooks.a", &["1", "2"]).await;
+    publish(&broker, "hooks.b", &["3"]).await;
+    let mut scan = Scan::of(&broker, "hooks.a").await.unwrap();
+    publish(&broker, "hooks.a", &["4"]).await;
+    let mut seen = 0;
+    while let Some(deliveries) = scan.next().await.unwrap() {
+        seen += deliveries.len();
+    }
+    assert_eq!(seen, 2, "what came later isn't read");
+
+    let mut member = broker.subscribe("g", "hooks.*").await.unwrap();
+    let (_, deliveries) = next(member.as_mut()).await;
+    assert_eq!(broker.groups(None).await.unwrap(), [], "it hasn't begun");
+    member.commit(&deliveries[..2].iter().collect::<Vec<_>>()).await.unwrap();
+    let status = |topic: &str, lag| GroupStatus {
+        group: "g".into(),
+        topic: topic.into(),
+        partition: 0,
+        position: 3,
+        lag,
+    };
+    let both = [status("hooks.a", 1), status("hooks.b", 1)];
+    assert_eq!(broker.groups(None).await.unwrap(), both);
+    assert_eq!(broker.groups(Some("g")).await.unwrap(), both);
+    assert_eq!(broker.groups(Some("h")).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn what_is_older_than_the_retention_goes_as_others_come() {
+    let data = tempfile::tempdir().unwrap();
+    let mut broker = open(data.path()).await;
+    publish(&broker, "hooks.a", &["1", "2", "3", "4", "5", "6"]).await;
+    publish(&broker, "hooks.a", &["7"]).await;
+    let mut all = broker.subscribe("all", "*").await.unwrap();
+    assert_eq!(next(all.as_mut()).await.1.len(), 7, "none is too old");
+    broker.retention = Duration::ZERO;
+    publish(&broker, "hooks.a", &["8"]).await;
+    assert_eq!(broker.bounds("hooks.a").await.unwrap(), [(0, (5, 9))].into());
+    publish(&broker, "hooks.a", &["9"]).await;
+    assert_eq!(broker.bounds("hooks.a").await.unwrap(), [(0, (9, 10))].into());
+    assert_eq!(next(all.as_mut()).await.0, ["9"], "a reader goes on with what is left");
+}
+
+#[tokio::test]
+async fn a_prefix_never_matches_dead_letters() {
+    let data = tempfile::tempdir().unwrap();
+    let broker = open(data.path()).await;
+    publish(&broker, "dlq.hooks.a", &["dead"]).await;
+    publish(&broker, "hooks.a", &["1"]).await;
+    let mut all = broker.subscribe("all", "*").await.unwrap();
+    assert_eq!(next(all.as_mut()).await.0, ["1"]);
+    let mut dead = broker.subscribe("dead", "dlq.*").await.unwrap();
+    assert_eq!(next(dead.as_mut()).await.0, ["dead"]);
+}
+
+#[tokio::test]
+async fn a_tail_begins_where_it_is_told_and_topics_are_counted() {
+    let data = tempfile::tempdir().unwrap();
+    let broker = open(data.path()).await;
+    assert!(broker.tail("hooks.a", From::Now).await.is_err());
+    publish(&broker, "hooks.a", &["1"]).await;
+    let mut now = broker.tail("hooks.a", From::Now).await.unwrap();
+    let mut all = broker.tail("hooks.a", From::Beginning).await.unwrap();
+    publish(&broker, "hooks.a", &["2"]).await;
+    assert_eq!(next(now.as_mut()).await.0, ["2"]);
+    assert_eq!(next(all.as_mut()).await.0, ["1", "2"]);
+    assert_eq!(broker.bounds("hooks.a").await.unwrap(), [(0, (1, 3))].into());
+    let topics = broker.topics().await.unwrap();
+    assert_eq!(topics, [TopicStatus { name: "hooks.a".into(), partitions: 1, events: 2 }]);
+}
