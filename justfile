@@ -41,6 +41,11 @@ peers *args:
     cargo run --release -p benches --features peers --bin peers -- \
         --envoy "$(compose/backends where envoy)" --write docs/performance.md {{args}}
 
+# What an acknowledged webhook costs, beside a bare axum handler
+webhooks *args:
+    cargo build --release -p cli
+    cargo run --release -p benches --features peers --bin webhooks -- {{args}}
+
 # Everything in one process
 up *args:
     cargo run --release -- up {{args}}

@@ -4,4 +4,6 @@
 //! measuring: [`spread`] and [`document`].
 
 pub mod document;
+#[cfg(feature = "peers")]
+pub mod machine;
 pub mod spread;

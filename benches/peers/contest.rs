@@ -6,14 +6,13 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use benches::document;
+use benches::{document, machine::Others};
 use clap::Args;
 
 use crate::{
     CONNECTIONS,
     collector::Collector,
     envoy,
-    machine::Others,
     report::{Report, Round},
     turn::{Contestant, Figures, Stage},
 };

@@ -10,11 +10,11 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use benches::machine;
 use mesh::identity::{SpiffeId, dev::Issued, dev::TRUST_DOMAIN};
 use serde_json::{Value, json};
 
 use crate::{
-    machine,
     meshed::{self, CLIENT, SERVER},
     party::Party,
     server::{CONNECTION_WINDOW, STREAM_WINDOW},

@@ -8,14 +8,13 @@
 //! meets all of them.
 //!
 //! In reading order: [`contest`], [`turn`], [`party`], [`load`], [`client`],
-//! [`server`], [`meshed`], [`envoy`], [`collector`], [`machine`], [`report`].
+//! [`server`], [`meshed`], [`envoy`], [`collector`], [`report`].
 
 mod client;
 mod collector;
 mod contest;
 mod envoy;
 mod load;
-mod machine;
 mod meshed;
 mod party;
 mod report;

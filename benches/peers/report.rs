@@ -1,11 +1,11 @@
 //! What the rounds showed, as tables and as ratios.
 
 use anyhow::Context as _;
-use benches::spread::Spread;
+use benches::{machine, spread::Spread};
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
 
 use crate::{
-    CONNECTIONS, IN_FLIGHT, MESSAGE_BYTES, RATE, machine,
+    CONNECTIONS, IN_FLIGHT, MESSAGE_BYTES, RATE,
     turn::{Contestant, Figures, Shares, Stage},
 };
 

@@ -4,12 +4,12 @@
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::Context as _;
+use benches::machine::{self, Others};
 
 use crate::{
     Stack,
     envoy::Pair,
     load::{Load, Outcome},
-    machine::{self, Others},
     party::Party,
 };
 

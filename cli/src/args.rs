@@ -172,6 +172,8 @@ pub(crate) enum EventsCommand {
     Groups(Listing),
     /// Tell the story of one correlation, over all topics
     Trace(EventsTrace),
+    /// Bring a group the events of a topic that it hasn't handled, or all once more
+    Replay(EventsReplay),
     /// Look at what consumers gave up on, and try it again
     #[command(subcommand)]
     Dlq(DlqCommand),
@@ -240,6 +242,8 @@ pub(crate) enum DlqCommand {
     Show(DlqShow),
     /// Publish letters to their topics once more; what was handled meanwhile isn't handled again
     Replay(DlqReplay),
+    /// Take letters off the list without trying them again
+    Discard(DlqDiscard),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -264,6 +268,28 @@ pub(crate) struct DlqShow {
   omni events dlq replay --all --topic hooks.demo --dry-run
   omni events dlq replay --all --yes")]
 pub(crate) struct DlqReplay {
+    #[command(flatten)]
+    pub(crate) choice: DlqChoice,
+    #[command(flatten)]
+    pub(crate) consent: Consent,
+    #[command(flatten)]
+    pub(crate) rate: Rate,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  omni events dlq discard 0198c0de-7000-7000-8000-000000000000
+  omni events dlq discard --all --topic hooks.demo --yes")]
+pub(crate) struct DlqDiscard {
+    #[command(flatten)]
+    pub(crate) choice: DlqChoice,
+    #[command(flatten)]
+    pub(crate) consent: Consent,
+}
+
+/// Which letters.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DlqChoice {
     /// The ids of the events
     #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "ID")]
     pub(crate) ids: Vec<String>,
@@ -273,12 +299,49 @@ pub(crate) struct DlqReplay {
     /// Only those of this topic, such as hooks.demo
     #[arg(long)]
     pub(crate) topic: Option<String>,
-    /// Only say what would be replayed
+}
+
+/// Whether it is to be done.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Consent {
+    /// Only say what would be done
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Don't ask
     #[arg(long)]
     pub(crate) yes: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Rate {
+    /// How many events are published a second, at most
+    #[arg(long, default_value_t = 1000, value_name = "EVENTS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rate: u32,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  omni events replay hooks.demo --group audit.hooks --dry-run
+  omni events replay hooks.demo --group audit.hooks --from 2h --to 1h --again")]
+pub(crate) struct EventsReplay {
+    /// The topic
+    pub(crate) topic: String,
+    /// The group, as `omni events groups` lists it
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) group: String,
+    /// Only events from this time on: 10m, 2h, 1d ago, or 2026-11-21T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    pub(crate) from: Option<DateTime<Utc>>,
+    /// Only events from before this time
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    pub(crate) to: Option<DateTime<Utc>>,
+    /// Also those that it has handled, whose effects it then has once more
+    #[arg(long)]
+    pub(crate) again: bool,
+    #[command(flatten)]
+    pub(crate) consent: Consent,
+    #[command(flatten)]
+    pub(crate) rate: Rate,
 }
 
 /// A time, or how long ago.

@@ -21,6 +21,7 @@ mod gather;
 pub mod identity;
 pub mod intercept;
 pub mod json;
+mod pace;
 pub mod page;
 pub mod policy;
 pub mod registry;

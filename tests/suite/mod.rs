@@ -22,7 +22,8 @@ macro_rules! on {
             hooks_are_filtered_paged_and_watched
             hooks_of_one_conversation_are_one_session
             every_service_tells_its_life
-            what_a_consumer_gives_up_on_is_listed_and_replayed
+            what_a_consumer_gives_up_on_is_listed_replayed_and_discarded
+            a_topic_is_replayed_for_a_group_that_lacks_some_of_it
             the_story_of_a_correlation_is_told_over_all_topics
             strangers_are_refused_at_the_handshake
             a_denied_call_is_in_the_trail

@@ -1,6 +1,9 @@
 //! `omni events`: topics and their events.
 
 mod dlq;
+mod letters;
+mod publish;
+mod replay;
 mod show;
 mod story;
 
@@ -28,6 +31,8 @@ pub(crate) async fn run(common: &Common, command: &EventsCommand) -> anyhow::Res
         EventsCommand::Dlq(DlqCommand::List(args)) => dlq::list(common, args).await,
         EventsCommand::Dlq(DlqCommand::Show(args)) => dlq::show(common, args).await,
         EventsCommand::Dlq(DlqCommand::Replay(args)) => dlq::replay(common, args).await,
+        EventsCommand::Dlq(DlqCommand::Discard(args)) => dlq::discard(common, args).await,
+        EventsCommand::Replay(args) => replay::run(common, args).await,
     }
 }
 

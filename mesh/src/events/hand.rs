@@ -66,6 +66,11 @@ impl Hand {
         ready.into_iter().take(limit).map(|(_, delivery)| delivery.clone()).collect()
     }
 
+    /// Whether `delivery`, or one that it stands behind, has failed.
+    pub(super) fn has_failed(&self, delivery: &Delivery) -> bool {
+        self.keys.get(&delivery.key()).is_some_and(|waiting| waiting.failures > 0)
+    }
+
     /// When the next one may be handled of those that wait after a failure.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.keys.values().filter_map(|waiting| waiting.until).min()

@@ -5,6 +5,7 @@
 pub mod broker;
 mod event;
 mod hand;
+mod inbox;
 mod lag;
 mod outbox;
 mod relay;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 pub use self::{
     event::{Attributes, Event},
+    inbox::Inbox,
     outbox::{Bodies, Body, Outbox, Outgoing},
     relay::Relay,
     subscriber::{Handler, Subscriber},

@@ -95,10 +95,9 @@ pub struct Outbox {
     dropped: Counter<u64>,
 }
 
-/// How many bytes of bodies are read at once, and in how many rows: bodies of a
-/// whole batch need not fit into memory.
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
-const CHUNK: usize = 16;
+/// How many bytes of bodies are read at once, and one body more: those of a whole
+/// batch need not fit into memory.
+const BATCH_BYTES: i64 = 4 * 1024 * 1024;
 /// How many events are dropped at once to make room for bytes.
 const DROP_AT_ONCE: u64 = 1000;
 
@@ -254,30 +253,28 @@ impl Outbox {
         Ok(())
     }
 
-    /// The oldest events, in order: `limit` of them, or fewer where their bodies
-    /// are large.
-    pub(super) async fn oldest(&self, limit: u64) -> Result<Vec<Pending>, Error> {
+    /// The oldest events behind the place `after`, in order: `limit` of them, or
+    /// fewer where their bodies are large.
+    pub(super) async fn oldest(&self, after: i64, limit: u64) -> Result<Vec<Pending>, Error> {
         let read = self.store.read();
         let rows = row::Entity::find()
+            .filter(row::Column::Seq.gt(after))
             .filter(row::Column::SetAside.is_null())
             .order_by_asc(row::Column::Seq)
             .limit(limit)
             .all(read)
             .await?;
-        let mut pending = Vec::with_capacity(rows.len());
         let mut bytes = 0;
-        for rows in rows.chunks(CHUNK) {
-            if bytes >= BATCH_BYTES {
-                break;
-            }
-            let ids: Vec<&str> = rows.iter().filter_map(|row| row.body_of.as_deref()).collect();
-            let stored = self.stored(read, &ids).await?;
-            for row in rows {
-                bytes += usize::try_from(row.bytes).unwrap_or_default();
-                pending.push(Pending { seq: row.seq, record: record(row, &stored) });
-            }
-        }
-        Ok(pending)
+        let fit = rows.iter().take_while(|row| {
+            let begun_below = bytes < BATCH_BYTES;
+            bytes += row.bytes;
+            begun_below
+        });
+        let rows = &rows[..fit.count()];
+        let ids: Vec<&str> = rows.iter().filter_map(|row| row.body_of.as_deref()).collect();
+        let stored = self.stored(read, &ids).await?;
+        let pending = rows.iter().map(|row| Pending { seq: row.seq, record: record(row, &stored) });
+        Ok(pending.collect())
     }
 
     async fn stored(

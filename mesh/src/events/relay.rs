@@ -4,7 +4,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use opentelemetry::metrics::Gauge;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -15,6 +15,7 @@ use super::{
 use crate::{
     Error,
     backoff::jittered,
+    pace::Pace,
     telemetry::{
         label,
         trace::{self, Kind},
@@ -26,6 +27,11 @@ const BATCH: u64 = 500;
 /// How often the outbox is looked at without a sign: for what another process
 /// wrote.
 const LOOK: Duration = Duration::from_millis(200);
+/// How often events are published at most: what comes meanwhile goes together.
+const TURN: Duration = Duration::from_millis(5);
+/// How often the outbox forgets what is published: a commit that writers needn't
+/// wait for more often. After a crash, this much is published again.
+const FORGET: Duration = Duration::from_millis(50);
 /// How often a process that doesn't lead tries to.
 const TRY_TO_LEAD: Duration = Duration::from_millis(500);
 /// How long one publish may take before it is tried again.
@@ -47,6 +53,11 @@ pub struct Relay {
     broker: Arc<dyn Broker>,
     known: HashSet<String>,
     counted: Option<Instant>,
+    /// Up to where all is published, or set aside.
+    after: i64,
+    /// What is published, and not yet forgotten.
+    published: Vec<i64>,
+    forgotten: Instant,
     /// Up to where events go out one by one, because the broker refused one of a
     /// batch.
     one_by_one_to: Option<i64>,
@@ -70,6 +81,9 @@ impl Relay {
             broker,
             known,
             counted: None,
+            after: 0,
+            published: vec![],
+            forgotten: Instant::now(),
             one_by_one_to: None,
             failures: 0,
             breaker,
@@ -83,7 +97,9 @@ impl Relay {
         let mut pause = FIRST_PAUSE;
         let mut leadership = None;
         let mut last_look = None;
+        let mut pace = Pace::new(TURN);
         loop {
+            pace.turn().await;
             let deadline = match (&mut last_look, stop.is_cancelled()) {
                 (_, false) => None,
                 (last, true) => Some(*last.get_or_insert_with(|| Instant::now() + grace)),
@@ -96,15 +112,15 @@ impl Relay {
                 return;
             }
             self.count().await;
-            match self.step(&mut leadership).await {
+            match self.step(&mut leadership, deadline.is_some()).await {
                 Ok(Step::Relayed) => pause = FIRST_PAUSE,
                 Ok(Step::Empty) if deadline.is_some() => return,
                 Ok(Step::Empty) => {
                     pause = FIRST_PAUSE;
+                    let rest = if self.published.is_empty() { LOOK } else { FORGET };
                     tokio::select! {
-                        // The writer lives as long as the outbox.
-                        _ = commits.changed() => {}
-                        () = tokio::time::sleep(LOOK) => {}
+                        () = self.filled(&mut commits) => {}
+                        () = tokio::time::sleep(rest) => {}
                         () = stop.cancelled() => {}
                     }
                 }
@@ -127,6 +143,12 @@ impl Relay {
         }
     }
 
+    /// Waits for a commit of this process that brought events.
+    async fn filled(&self, commits: &mut watch::Receiver<u64>) {
+        // The writer lives as long as the outbox.
+        while commits.changed().await.is_ok() && self.outbox.pending() == 0 {}
+    }
+
     /// Counts what waits, now and then: others write too, and what was rolled
     /// back was counted.
     async fn count(&mut self) {
@@ -142,7 +164,11 @@ impl Relay {
     async fn step(
         &mut self,
         leadership: &mut Option<crate::store::Leadership>,
+        stopping: bool,
     ) -> Result<Step, Error> {
+        if stopping || self.forgotten.elapsed() >= FORGET {
+            self.forget().await?;
+        }
         if let Some(held) = leadership
             && !held.holds().await
         {
@@ -154,6 +180,8 @@ impl Relay {
                 return Ok(Step::Follows);
             }
             tracing::debug!(service = %self.service, "relaying");
+            self.forget().await?;
+            self.after = 0;
             self.outbox.take_back().await?;
         }
         let is_open = self.failures >= OPEN_AFTER;
@@ -162,7 +190,7 @@ impl Relay {
             false if self.one_by_one_to.is_some() => (1, PUBLISH_TIMEOUT),
             false => (BATCH, PUBLISH_TIMEOUT),
         };
-        let pending = self.outbox.oldest(batch).await?;
+        let pending = self.outbox.oldest(self.after, batch).await?;
         if pending.is_empty() {
             return Ok(Step::Empty);
         }
@@ -192,6 +220,7 @@ impl Relay {
     /// Publishes `pending`, and forgets those that the broker has: what failed is
     /// published again. `Ok` where any went out, or was dealt with otherwise.
     async fn publish(&mut self, pending: Vec<Pending>, deadline: Duration) -> Result<(), Error> {
+        let last = pending.last().map_or(self.after, |last| last.seq);
         let (mut seqs, mut records) = (Vec::new(), Vec::new());
         for Pending { seq, record } in pending {
             match record {
@@ -223,10 +252,13 @@ impl Relay {
         let results = self.broker.publish(records, deadline).await;
         drop(spans);
         let (alone, mut refused) = (seqs.len() == 1, false);
-        let (mut delivered, mut failure) = (Vec::new(), None);
+        let (mut delivered, mut failure) = (0, None);
         for (seq, result) in seqs.into_iter().zip(results) {
             match result {
-                Ok(()) => delivered.push(seq),
+                Ok(()) => {
+                    delivered += 1;
+                    self.published.push(seq);
+                }
                 // Of a batch that went out together, a broker may mean another one.
                 Err(Error::Event(_)) if !alone => {
                     refused = true;
@@ -241,13 +273,25 @@ impl Relay {
                 self.one_by_one_to = None;
             }
         }
+        if refused || failure.is_some() {
+            // Others come from among those that went out.
+            self.forget().await?;
+        } else {
+            self.after = last;
+        }
         // One that was refused takes others of its batch along; that some went out
         // shows that the broker is there.
-        let failure = failure.filter(|_| !refused && delivered.is_empty());
-        if !delivered.is_empty() {
-            self.outbox.forget(delivered).await?;
+        failure.filter(|_| !refused && delivered == 0).map_or(Ok(()), Err)
+    }
+
+    /// Has the outbox forget what is published.
+    async fn forget(&mut self) -> Result<(), Error> {
+        self.forgotten = Instant::now();
+        if !self.published.is_empty() {
+            self.outbox.forget(self.published.clone()).await?;
+            self.published.clear();
         }
-        failure.map_or(Ok(()), Err)
+        Ok(())
     }
 
     /// Others don't wait behind an event that will never go out.

@@ -7,21 +7,17 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use sea_orm::{
-    ActiveValue, ColumnTrait as _, DatabaseTransaction, EntityTrait as _, ExprTrait as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _, TryInsertResult,
-    prelude::DateTimeUtc,
-    sea_query::{Expr, OnConflict},
-};
+use sea_orm::{DatabaseTransaction, TransactionTrait as _};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{
-    DEAD_LETTERS, Event, Outbox, Outgoing, RETENTION, UNDECODABLE,
+    DEAD_LETTERS, Event, Outbox, Outgoing, UNDECODABLE,
     broker::{Broker, Consumer, Delivery, Undecodable},
     event::Attributes,
     hand::Hand,
+    inbox::{forget, mark_buried, mark_handled, mark_new, place},
     lag,
 };
 use crate::{
@@ -30,41 +26,13 @@ use crate::{
     telemetry::trace::{self, Kind},
 };
 
-/// The table `inbox`.
-pub(super) mod mark {
-    use sea_orm::entity::prelude::*;
-
-    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
-    #[sea_orm(table_name = "inbox")]
-    pub struct Model {
-        #[sea_orm(primary_key, auto_increment = false)]
-        pub consumer: String,
-        #[sea_orm(primary_key, auto_increment = false)]
-        pub source: String,
-        #[sea_orm(primary_key, auto_increment = false)]
-        pub event_id: String,
-        pub handled_at: DateTimeUtc,
-        pub buried_at: Option<String>,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
-}
-
 /// How many deliveries are taken, and handled in one transaction, at once.
 const BATCH: usize = 256;
 /// How often an event is tried before it goes to the dead letters.
 const ATTEMPTS: u32 = 5;
-/// How long it is remembered that an event was handled: longer than its topic can
-/// bring it again, or a replay of its dead letter. A week more, for Kafka deletes
-/// by whole segments.
-const REMEMBERED: Duration =
-    RETENTION.saturating_mul(2).saturating_add(Duration::from_secs(7 * 24 * 60 * 60));
 /// How many marks too old go for each event that is handled.
 const FORGOTTEN_PER_EVENT: u64 = 4;
-/// How long the effect of one event may take.
+/// How long effects may take, unless they are given less.
 const EFFECT_LIMIT: Duration = Duration::from_secs(5);
 /// After how long a transaction takes no more: with the last effect it is still
 /// within what the store gives it.
@@ -88,6 +56,23 @@ pub trait Handler: Send + Sync + 'static {
         topic: &str,
         event: &Event,
     ) -> Result<(), Error>;
+
+    /// As [`Handler::handle`], for many events with their topics, in order: one
+    /// after the other, unless it is written to do better, as by one statement
+    /// for all. After an error each of them is handled alone.
+    ///
+    /// # Errors
+    /// Anything; nothing of any is kept then.
+    async fn handle_all(
+        &self,
+        tx: &DatabaseTransaction,
+        events: &[(&str, &Event)],
+    ) -> Result<(), Error> {
+        for (topic, event) in events {
+            self.handle(tx, topic, event).await?;
+        }
+        Ok(())
+    }
 }
 
 /// A consumer of the topics that match a pattern.
@@ -97,6 +82,8 @@ pub struct Subscriber {
     handler: Arc<dyn Handler>,
     outbox: Outbox,
     broker: Arc<dyn Broker>,
+    /// How long the effect of one event may take, and that of many together.
+    pub(super) effect_limit: Duration,
 }
 
 impl Subscriber {
@@ -108,7 +95,8 @@ impl Subscriber {
         outbox: Outbox,
         broker: Arc<dyn Broker>,
     ) -> Self {
-        Self { service: service.into(), pattern: pattern.into(), handler, outbox, broker }
+        let (service, pattern, effect_limit) = (service.into(), pattern.into(), EFFECT_LIMIT);
+        Self { service, pattern, handler, outbox, broker, effect_limit }
     }
 
     /// Consumes until `stop`.
@@ -166,7 +154,8 @@ impl Subscriber {
             return Ok(());
         }
         let (mut done, mut burial) = (Vec::new(), Ok(()));
-        for (index, failure) in self.handle(&ready).await? {
+        let together = ready.iter().all(|delivery| !hand.has_failed(delivery));
+        for (index, failure) in self.handle(&ready, together).await? {
             let delivery = &*ready[index];
             if let Some(why) = failure {
                 match self.give_up(hand, delivery, &why).await {
@@ -185,19 +174,25 @@ impl Subscriber {
         burial
     }
 
-    /// Handles the first of `deliveries`, as many as fit into a transaction's
-    /// time. Answers which were handled, by their index, and why they failed;
-    /// behind a failure those of its key are passed over.
+    /// Handles `deliveries`: together, where none of them has failed before; else,
+    /// or where that fails, one by one, the first of them, as many as fit into a
+    /// transaction's time. Answers which were handled, by their index, and why
+    /// they failed; behind a failure those of its key are passed over.
     async fn handle(
         &self,
         deliveries: &[Arc<Delivery>],
+        together: bool,
     ) -> Result<Vec<(usize, Option<Error>)>, Error> {
-        match self.transaction(deliveries.to_vec()).await {
+        let handled = match self.transaction(deliveries.to_vec(), together).await {
+            Err(Undone::Late(_)) if together => self.transaction(deliveries.to_vec(), false).await,
+            handled => handled,
+        };
+        match handled {
             Ok(outcomes) => Ok(outcomes),
             Err(Undone::By(why)) => Err(why),
             // It took those before it along, which are to be handled without it.
             Err(Undone::Late(late)) => {
-                let before = self.transaction(deliveries[..late].to_vec()).await;
+                let before = self.transaction(deliveries[..late].to_vec(), false).await;
                 let mut outcomes = match before {
                     Ok(outcomes) => outcomes,
                     Err(Undone::By(why)) => return Err(why),
@@ -206,7 +201,7 @@ impl Subscriber {
                 };
                 let all = outcomes.len() == late && outcomes.iter().all(|(_, why)| why.is_none());
                 if all {
-                    let why = format!("its effect took longer than {EFFECT_LIMIT:?}");
+                    let why = format!("its effect took longer than {:?}", self.effect_limit);
                     outcomes.push((late, Some(Error::Event(why))));
                 }
                 Ok(outcomes)
@@ -217,36 +212,19 @@ impl Subscriber {
     async fn transaction(
         &self,
         deliveries: Vec<Arc<Delivery>>,
+        together: bool,
     ) -> Result<Vec<(usize, Option<Error>)>, Undone> {
         let (service, group) = (self.service.clone(), self.group());
-        let handler = self.handler.clone();
+        let (handler, limit) = (self.handler.clone(), self.effect_limit);
         let work = self.outbox.store().transaction(move |tx| {
             Box::pin(async move {
                 forget(tx, FORGOTTEN_PER_EVENT * deliveries.len() as u64).await?;
-                let (mut outcomes, mut held) = (Vec::new(), HashSet::new());
-                let begun = Instant::now();
-                for (index, delivery) in deliveries.iter().enumerate() {
-                    if begun.elapsed() > ENOUGH {
-                        break;
-                    }
-                    if !held.is_empty() && held.contains(&delivery.key()) {
-                        continue;
-                    }
-                    let effect = one(tx, &service, &group, handler.as_ref(), delivery);
-                    let failure = match tokio::time::timeout(EFFECT_LIMIT, effect).await {
-                        Ok(Ok(())) => None,
-                        // Nobody's fault here: all is to be tried again.
-                        Ok(Err(why)) if why.is_passing() => return Err(Undone::By(why)),
-                        Ok(Err(why)) => Some(why),
-                        // What it was doing may not be over.
-                        Err(_) => return Err(Undone::Late(index)),
-                    };
-                    if failure.is_some() {
-                        held.insert(delivery.key());
-                    }
-                    outcomes.push((index, failure));
+                let effects =
+                    Effects { service: &service, group: &group, handler: &*handler, limit };
+                if together && effects.of_all(tx, &deliveries).await? {
+                    return Ok((0..deliveries.len()).map(|index| (index, None)).collect());
                 }
-                Ok(outcomes)
+                effects.one_by_one(tx, &deliveries).await
             })
         });
         work.await
@@ -308,110 +286,104 @@ impl From<Error> for Undone {
     }
 }
 
-/// Handles one delivery in a savepoint of its own.
-async fn one(
-    tx: &DatabaseTransaction,
-    service: &str,
-    group: &str,
-    handler: &dyn Handler,
-    delivery: &Delivery,
-) -> Result<(), Error> {
-    use sea_orm::TransactionTrait as _;
-    let event = delivery.event.as_ref().map_err(|why| Error::Event(why.why.clone()))?;
-    let parent = trace::parse(&event.attributes.traceparent);
-    let name = format!("consume {}", delivery.topic);
-    let span = trace::child(service, Kind::Consumer, &name, parent.as_ref());
-    let effect = async {
-        let savepoint = tx.begin().await?;
-        let outcome = match mark_handled(&savepoint, group, &event.attributes, delivery).await {
-            Ok(true) => handler.handle(&savepoint, &delivery.topic, event).await,
-            Ok(false) => Ok(()),
-            Err(why) => Err(why),
+/// The effects of deliveries, inside a transaction.
+struct Effects<'a> {
+    service: &'a str,
+    group: &'a str,
+    handler: &'a dyn Handler,
+    limit: Duration,
+}
+
+impl Effects<'_> {
+    /// Handles all in one savepoint; `false`, and nothing is kept, where that fails,
+    /// or can't be.
+    async fn of_all(
+        &self,
+        tx: &DatabaseTransaction,
+        deliveries: &[Arc<Delivery>],
+    ) -> Result<bool, Undone> {
+        let events = deliveries.iter().map(|of| Some((&*of.topic, of.event.as_ref().ok()?)));
+        let Some(events) = events.collect::<Option<Vec<(&str, &Event)>>>() else {
+            return Ok(false);
         };
-        crate::store::end_savepoint(savepoint, outcome).await
-    };
-    effect.instrument(span).await
-}
-
-/// Marks an event as handled by `group`; `false` where it was before. What is in
-/// the dead letters is handled when it comes again from another place: as a
-/// replay.
-pub(super) async fn mark_handled(
-    tx: &DatabaseTransaction,
-    group: &str,
-    attributes: &Attributes,
-    delivery: &Delivery,
-) -> Result<bool, Error> {
-    let mark = mark(group, attributes, None);
-    let insert =
-        mark::Entity::insert(mark).on_conflict_do_nothing().exec_without_returning(tx).await?;
-    if matches!(insert, TryInsertResult::Inserted(n) if n > 0) {
-        return Ok(true);
+        let attributes: Vec<_> = events.iter().map(|(_, event)| &event.attributes).collect();
+        let savepoint = tx.begin().await.map_err(Error::from)?;
+        let effects = async {
+            let Some(new) = mark_new(&savepoint, self.group, &attributes).await? else {
+                return Ok(false);
+            };
+            let new: Vec<_> = new.into_iter().map(|index| events[index]).collect();
+            let _spans: Vec<_> =
+                new.iter().map(|(topic, of)| span(self.service, topic, of)).collect();
+            if !new.is_empty() {
+                self.handler.handle_all(&savepoint, &new).await?;
+            }
+            Ok(true)
+        };
+        let outcome: Result<bool, Error> = match tokio::time::timeout(self.limit, effects).await {
+            Ok(outcome) => outcome,
+            // What it was doing may not be over.
+            Err(_) => return Err(Undone::Late(0)),
+        };
+        match crate::store::end_savepoint(savepoint, outcome).await {
+            Err(why) if !why.is_passing() => Ok(false),
+            outcome => Ok(outcome?),
+        }
     }
-    let id = (group.to_owned(), attributes.source.clone(), attributes.id.clone());
-    let found = mark::Entity::find_by_id(id).one(tx).await?;
-    let Some(found) = found.filter(|mark| mark.buried_at.is_some()) else { return Ok(false) };
-    if found.buried_at.as_deref() == Some(&*place(delivery)) {
-        return Ok(false);
+
+    /// Handles each in a savepoint of its own, until time is up.
+    async fn one_by_one(
+        &self,
+        tx: &DatabaseTransaction,
+        deliveries: &[Arc<Delivery>],
+    ) -> Result<Vec<(usize, Option<Error>)>, Undone> {
+        let (mut outcomes, mut held) = (Vec::new(), HashSet::new());
+        let begun = Instant::now();
+        for (index, delivery) in deliveries.iter().enumerate() {
+            if begun.elapsed() > ENOUGH {
+                break;
+            }
+            if !held.is_empty() && held.contains(&delivery.key()) {
+                continue;
+            }
+            let effect = self.of_one(tx, delivery);
+            let failure = match tokio::time::timeout(self.limit, effect).await {
+                Ok(Ok(())) => None,
+                // Nobody's fault here: all is to be tried again.
+                Ok(Err(why)) if why.is_passing() => return Err(Undone::By(why)),
+                Ok(Err(why)) => Some(why),
+                // What it was doing may not be over.
+                Err(_) => return Err(Undone::Late(index)),
+            };
+            if failure.is_some() {
+                held.insert(delivery.key());
+            }
+            outcomes.push((index, failure));
+        }
+        Ok(outcomes)
     }
-    let mut found: mark::ActiveModel = found.into();
-    found.buried_at = ActiveValue::Set(None);
-    found.handled_at = ActiveValue::Set(chrono::Utc::now());
-    mark::Entity::update(found).exec(tx).await?;
-    Ok(true)
-}
 
-/// Marks an event as being in the dead letters, from `place`; `false` where it
-/// has been handled meanwhile.
-pub(super) async fn mark_buried(
-    tx: &DatabaseTransaction,
-    group: &str,
-    attributes: &Attributes,
-    place: String,
-) -> Result<bool, Error> {
-    let again =
-        OnConflict::columns([mark::Column::Consumer, mark::Column::Source, mark::Column::EventId])
-            .update_columns([mark::Column::BuriedAt, mark::Column::HandledAt])
-            .action_and_where(Expr::col((mark::Entity, mark::Column::BuriedAt)).is_not_null())
-            .to_owned();
-    let insert = mark::Entity::insert(mark(group, attributes, Some(place)))
-        .on_conflict(again)
-        .exec_without_returning(tx)
-        .await?;
-    Ok(insert > 0)
-}
-
-fn mark(group: &str, attributes: &Attributes, buried_at: Option<String>) -> mark::ActiveModel {
-    mark::ActiveModel {
-        consumer: ActiveValue::Set(group.to_owned()),
-        source: ActiveValue::Set(attributes.source.clone()),
-        event_id: ActiveValue::Set(attributes.id.clone()),
-        handled_at: ActiveValue::Set(chrono::Utc::now()),
-        buried_at: ActiveValue::Set(buried_at),
+    /// Handles one delivery in a savepoint of its own.
+    async fn of_one(&self, tx: &DatabaseTransaction, delivery: &Delivery) -> Result<(), Error> {
+        let event = delivery.event.as_ref().map_err(|why| Error::Event(why.why.clone()))?;
+        let span = span(self.service, &delivery.topic, event);
+        let effect = async {
+            let savepoint = tx.begin().await?;
+            let outcome =
+                match mark_handled(&savepoint, self.group, &event.attributes, delivery).await {
+                    Ok(true) => self.handler.handle(&savepoint, &delivery.topic, event).await,
+                    Ok(false) => Ok(()),
+                    Err(why) => Err(why),
+                };
+            crate::store::end_savepoint(savepoint, outcome).await
+        };
+        effect.instrument(span).await
     }
 }
 
-/// Deletes up to `limit` of the oldest marks, those that are older than they need
-/// be. It goes along with the work, so that no writer waits long.
-pub(super) async fn forget(tx: &DatabaseTransaction, limit: u64) -> Result<(), Error> {
-    let old = mark::Entity::find()
-        .select_only()
-        .column(mark::Column::HandledAt)
-        .filter(mark::Column::HandledAt.lt(chrono::Utc::now() - REMEMBERED))
-        .order_by_asc(mark::Column::HandledAt)
-        .limit(limit)
-        .into_tuple::<DateTimeUtc>()
-        .all(tx)
-        .await?;
-    if let Some(last) = old.last() {
-        mark::Entity::delete_many().filter(mark::Column::HandledAt.lte(*last)).exec(tx).await?;
-    }
-    Ok(())
-}
-
-/// Where a record is in its topic.
-pub(super) fn place(delivery: &Delivery) -> String {
-    format!("{}/{}/{}", delivery.topic, delivery.partition, delivery.offset)
+fn span(service: &str, topic: &str, event: &Event) -> tracing::Span {
+    let parent = trace::parse(&event.attributes.traceparent);
+    trace::child(service, Kind::Consumer, &format!("consume {topic}"), parent.as_ref())
 }
 
 /// The letter that says why, where, how often, and keeps the bytes.

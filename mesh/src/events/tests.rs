@@ -68,7 +68,8 @@ impl Bench {
     fn subscribe(&self, handler: Arc<dyn Handler>) -> CancellationToken {
         let (outbox, broker) = (self.outbox.clone(), self.broker.clone());
         let stop = self.stop.child_token();
-        let subscriber = Subscriber::new("test", TOPIC, handler, outbox, broker);
+        let mut subscriber = Subscriber::new("test", TOPIC, handler, outbox, broker);
+        subscriber.effect_limit = Duration::from_secs(1);
         self.tasks.spawn(subscriber.run(stop.clone()));
         stop
     }

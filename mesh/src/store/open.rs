@@ -20,6 +20,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many queries run at once.
 const READERS: u32 = 4;
 
+/// How much of a SQLite database a connection keeps in memory, in KiB by the
+/// minus. A reader drops it whenever something was written.
+const WRITERS_CACHE: &str = "-16384";
+const READERS_CACHE: &str = "-2048";
+/// After how many pages of 4 KiB SQLite moves what was written from its log into
+/// the database: the more there are, the more of them are of the same page.
+const CHECKPOINT: &str = "4096";
+
 struct Migrator(Migrations);
 
 impl MigratorTraitSelf for Migrator {
@@ -43,12 +51,17 @@ pub(crate) async fn sqlite(
         .map_err(|why| Error::Store(why.to_string()))??;
     let options = |connections: u32| {
         let mut options = options(&format!("sqlite://{}?mode=rwc", file.display()), connections);
-        options.map_sqlx_sqlite_opts(|sqlite| {
+        let cache = if connections == 1 { WRITERS_CACHE } else { READERS_CACHE };
+        options.map_sqlx_sqlite_opts(move |sqlite| {
             sqlite
                 .journal_mode(SqliteJournalMode::Wal)
                 .synchronous(SqliteSynchronous::Full)
                 .busy_timeout(BUSY_TIMEOUT)
                 .foreign_keys(true)
+                .pragma("cache_size", cache)
+                .pragma("wal_autocheckpoint", CHECKPOINT)
+                // Else each savepoint writes its journal to a file.
+                .pragma("temp_store", "MEMORY")
         });
         options
     };

@@ -11,7 +11,10 @@ use sea_orm::{
     QueryOrder as _, QuerySelect as _,
 };
 
-use crate::{Error, entry::Said};
+use crate::{
+    Error,
+    entry::{self, Said},
+};
 
 /// The table `entries`.
 mod row {
@@ -42,32 +45,36 @@ mod row {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// Writes the entry of one event inside `tx`.
+/// Writes the entries of `events`, each with its topic, inside `tx`.
 pub(crate) async fn insert(
     tx: &DatabaseTransaction,
-    topic: &str,
-    event: &Event,
-    said: Said,
+    events: &[(&str, &Event)],
 ) -> Result<(), mesh::Error> {
+    let rows = events.iter().map(|(topic, event)| to_row(topic, event));
+    let rows = rows.collect::<Result<Vec<_>, _>>()?;
+    row::Entity::insert_many(rows).exec_without_returning(tx).await?;
+    Ok(())
+}
+
+fn to_row(topic: &str, event: &Event) -> Result<row::ActiveModel, mesh::Error> {
+    let Said { actor, action, resource, outcome, reason } = entry::read(event)?;
     let attributes = &event.attributes;
-    let entry = row::ActiveModel {
+    Ok(row::ActiveModel {
         seq: NotSet,
         topic: Set(topic.to_owned()),
         event_id: Set(attributes.id.clone()),
         event_source: Set(attributes.source.clone()),
-        actor: Set(said.actor),
-        action: Set(said.action),
-        resource: Set(said.resource),
+        actor: Set(actor),
+        action: Set(action),
+        resource: Set(resource),
         // The outcomes of the API are few.
-        outcome: Set(i32::from(said.outcome).try_into().unwrap_or_default()),
-        reason: Set(said.reason),
+        outcome: Set(i32::from(outcome).try_into().unwrap_or_default()),
+        reason: Set(reason),
         correlation_id: Set(attributes.correlationid.clone()),
         event_at: Set(attributes.time),
         recorded_at: Set(Utc::now()),
         traceparent: Set(attributes.traceparent.clone()),
-    };
-    row::Entity::insert(entry).exec_without_returning(tx).await?;
-    Ok(())
+    })
 }
 
 /// The trail, for reading.

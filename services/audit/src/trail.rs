@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use mesh::events::{Event, Handler};
 use sea_orm::DatabaseTransaction;
 
-use crate::{entry, store};
+use crate::store;
 
 pub(crate) struct Trail;
 
@@ -16,6 +16,14 @@ impl Handler for Trail {
         topic: &str,
         event: &Event,
     ) -> Result<(), mesh::Error> {
-        store::insert(tx, topic, event, entry::read(event)?).await
+        store::insert(tx, &[(topic, event)]).await
+    }
+
+    async fn handle_all(
+        &self,
+        tx: &DatabaseTransaction,
+        events: &[(&str, &Event)],
+    ) -> Result<(), mesh::Error> {
+        store::insert(tx, events).await
     }
 }

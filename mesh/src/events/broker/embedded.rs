@@ -112,26 +112,26 @@ impl EmbeddedBroker {
     }
 
     fn reader(&self, pattern: &str, position: i64) -> Result<Reader, Error> {
-        Ok(Reader {
-            store: self.store.clone(),
-            pattern: pattern.to_owned(),
-            position,
-            changes: files::watch(&self.folder)?,
-        })
+        Ok(Reader::new(self.store.clone(), pattern, position, files::watch(&self.folder)?))
     }
 }
 
 /// Deletes up to `limit` of the oldest events, those from before `expired`. Each
 /// publish does a little more of it than it adds, so that no writer waits long.
 async fn forget(tx: &DatabaseTransaction, expired: DateTime<Utc>, limit: u64) -> Result<(), Error> {
-    let oldest: Vec<(i64, DateTime<Utc>)> = log::Entity::find()
-        .select_only()
-        .columns([log::Column::Seq, log::Column::PublishedAt])
-        .order_by_asc(log::Column::Seq)
-        .limit(limit)
-        .into_tuple()
-        .all(tx)
-        .await?;
+    let oldest = |limit| {
+        log::Entity::find()
+            .select_only()
+            .columns([log::Column::Seq, log::Column::PublishedAt])
+            .order_by_asc(log::Column::Seq)
+            .limit(limit)
+            .into_tuple::<(i64, DateTime<Utc>)>()
+    };
+    // Mostly there is nothing to do, and one row tells.
+    if oldest(1).one(tx).await?.is_none_or(|(_, published)| published >= expired) {
+        return Ok(());
+    }
+    let oldest = oldest(limit).all(tx).await?;
     let last = oldest.iter().take_while(|(_, published)| *published < expired).last();
     if let Some((last, _)) = last {
         log::Entity::delete_many().filter(log::Column::Seq.lte(*last)).exec(tx).await?;

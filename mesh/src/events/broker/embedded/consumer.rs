@@ -8,6 +8,7 @@ use sea_orm::{
     ActiveValue, ColumnTrait as _, Condition, EntityTrait as _, QueryFilter as _, QueryOrder as _,
     QuerySelect as _, sea_query::OnConflict,
 };
+use tokio::time::Instant;
 
 use super::{last, log, offset};
 use crate::{
@@ -17,18 +18,39 @@ use crate::{
         broker::{Consumer, Delivery, Undecodable, progress::Progress},
     },
     files,
+    pace::Pace,
     store::Store,
 };
 
 /// How often a member that waits tries to take over.
 const TAKE_OVER: Duration = Duration::from_millis(250);
 
+/// How often the log is read at most: what comes meanwhile is read together.
+const TURN: Duration = Duration::from_millis(2);
+
+/// How often a group's place is recorded: after a crash its members get this much
+/// again, and their inboxes know it.
+const RECORD: Duration = Duration::from_millis(100);
+
 /// Reads what matches a pattern from a place in the log on.
 pub(super) struct Reader {
-    pub(super) store: Arc<Store>,
-    pub(super) pattern: String,
-    pub(super) position: i64,
-    pub(super) changes: files::Changes,
+    store: Arc<Store>,
+    pattern: String,
+    position: i64,
+    changes: files::Changes,
+    pace: Pace,
+}
+
+impl Reader {
+    pub(super) fn new(
+        store: Arc<Store>,
+        pattern: &str,
+        position: i64,
+        changes: files::Changes,
+    ) -> Self {
+        let pace = Pace::new(TURN);
+        Self { store, pattern: pattern.to_owned(), position, changes, pace }
+    }
 }
 
 /// The rows of topics that match `pattern`, as [`super::matches`] says.
@@ -50,6 +72,7 @@ pub(super) fn matching(pattern: &str) -> Condition {
 impl Consumer for Reader {
     async fn next(&mut self, limit: usize) -> Result<Vec<Delivery>, Error> {
         loop {
+            self.pace.turn().await;
             // Asked before the rows: what comes in between is read next time.
             let last = last(&self.store).await?;
             if last > self.position {
@@ -99,36 +122,20 @@ pub(super) struct Member {
     held: Option<std::fs::File>,
     /// Of the whole log, which is one partition.
     progress: Progress,
+    /// When that was recorded last, or tried.
+    recorded_at: Option<Instant>,
 }
 
 impl Member {
     /// A member of `group` that waits for the lock at `lock`.
     pub(super) fn new(reader: Reader, group: &str, lock: PathBuf) -> Self {
-        Self { reader, group: group.to_owned(), lock, held: None, progress: Progress::default() }
-    }
-}
-
-#[async_trait]
-impl Consumer for Member {
-    async fn next(&mut self, limit: usize) -> Result<Vec<Delivery>, Error> {
-        while self.held.is_none() {
-            let Some(held) = files::try_lock(&self.lock)? else {
-                tokio::time::sleep(TAKE_OVER).await;
-                continue;
-            };
-            let done =
-                offset::Entity::find_by_id(&self.group).one(self.reader.store.read()).await?;
-            self.reader.position = done.map_or(0, |done| done.seq);
-            // Only now, for all this may be cut off.
-            self.held = Some(held);
-        }
-        let deliveries = self.reader.next(limit).await?;
-        deliveries.iter().for_each(|delivery| self.progress.hand_out(delivery.offset));
-        Ok(deliveries)
+        let (group, progress) = (group.to_owned(), Progress::default());
+        Self { reader, group, lock, held: None, progress, recorded_at: None }
     }
 
-    async fn commit(&mut self, deliveries: &[&Delivery]) -> Result<(), Error> {
-        deliveries.iter().for_each(|delivery| self.progress.done(delivery.offset));
+    /// Records how far it has got.
+    async fn record(&mut self) -> Result<(), Error> {
+        self.recorded_at = Some(Instant::now());
         let Some(reached) = self.progress.reached() else { return Ok(()) };
         let row = offset::ActiveModel {
             group_name: ActiveValue::Set(self.group.clone()),
@@ -155,5 +162,41 @@ impl Consumer for Member {
             self.progress.recorded(reached);
         }
         recorded
+    }
+}
+
+#[async_trait]
+impl Consumer for Member {
+    async fn next(&mut self, limit: usize) -> Result<Vec<Delivery>, Error> {
+        while self.held.is_none() {
+            let Some(held) = files::try_lock(&self.lock)? else {
+                tokio::time::sleep(TAKE_OVER).await;
+                continue;
+            };
+            let done =
+                offset::Entity::find_by_id(&self.group).one(self.reader.store.read()).await?;
+            self.reader.position = done.map_or(0, |done| done.seq);
+            // Only now, for all this may be cut off.
+            self.held = Some(held);
+        }
+        let deliveries = loop {
+            let due = self.recorded_at.map_or_else(Instant::now, |at| at + RECORD);
+            tokio::select! {
+                deliveries = self.reader.next(limit) => break deliveries?,
+                () = tokio::time::sleep_until(due), if self.progress.reached().is_some() => {
+                    self.record().await?;
+                }
+            }
+        };
+        deliveries.iter().for_each(|delivery| self.progress.hand_out(delivery.offset));
+        Ok(deliveries)
+    }
+
+    async fn commit(&mut self, deliveries: &[&Delivery]) -> Result<(), Error> {
+        deliveries.iter().for_each(|delivery| self.progress.done(delivery.offset));
+        if self.recorded_at.is_some_and(|at| at.elapsed() < RECORD) {
+            return Ok(());
+        }
+        self.record().await
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context as _, ensure};
 ///
 /// # Errors
 /// When it is gone.
-pub(crate) fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
+pub fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
     let path = format!("/proc/{pid}/stat");
     let stat = fs::read_to_string(&path).context(path)?;
     // The second field is the program's name in brackets, which may hold
@@ -26,7 +26,7 @@ pub(crate) fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
 ///
 /// # Errors
 /// When it is gone.
-pub(crate) fn resident_of(pid: u32) -> anyhow::Result<u64> {
+pub fn resident_of(pid: u32) -> anyhow::Result<u64> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).context(path)?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -35,7 +35,7 @@ pub(crate) fn resident_of(pid: u32) -> anyhow::Result<u64> {
 }
 
 /// How busy the machine is with what isn't ours, from one moment on.
-pub(crate) struct Others {
+pub struct Others {
     ours: Vec<u32>,
     busy: Duration,
     own: Duration,
@@ -47,7 +47,7 @@ impl Others {
     ///
     /// # Errors
     /// When one of `ours` is gone.
-    pub(crate) fn watch(mut ours: Vec<u32>) -> anyhow::Result<Self> {
+    pub fn watch(mut ours: Vec<u32>) -> anyhow::Result<Self> {
         ours.push(std::process::id());
         let own = ours.iter().map(|pid| cpu_of(*pid)).sum::<anyhow::Result<_>>()?;
         Ok(Self { ours, busy: busy()?, own, begun: Instant::now() })
@@ -57,7 +57,7 @@ impl Others {
     ///
     /// # Errors
     /// When one of ours is gone.
-    pub(crate) fn share(&self) -> anyhow::Result<f64> {
+    pub fn share(&self) -> anyhow::Result<f64> {
         let own: Duration = self.ours.iter().map(|pid| cpu_of(*pid)).sum::<anyhow::Result<_>>()?;
         let busy = busy()?.saturating_sub(self.busy);
         let others = busy.saturating_sub(own.saturating_sub(self.own));
@@ -87,7 +87,7 @@ fn ticks_to_time(ticks: u64) -> Duration {
 ///
 /// # Errors
 /// When the system doesn't say.
-pub(crate) fn cores() -> anyhow::Result<usize> {
+pub fn cores() -> anyhow::Result<usize> {
     Ok(std::thread::available_parallelism()?.get())
 }
 
@@ -95,7 +95,7 @@ pub(crate) fn cores() -> anyhow::Result<usize> {
 ///
 /// # Errors
 /// When /proc can't be read.
-pub(crate) fn description() -> anyhow::Result<String> {
+pub fn description() -> anyhow::Result<String> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name"));
     let model = model.map_or("unknown", |rest| rest.trim_start_matches([':', ' ', '\t']).trim());

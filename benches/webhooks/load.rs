@@ -1,0 +1,199 @@
+//! Webhooks as a sender makes them: signed, by HTTP/1.1 on connections that are
+//! kept, each with an id of its own.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    num::NonZeroU64,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use benches::spread::percentile;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::mpsc,
+    task::JoinSet,
+};
+
+/// How late an answer may be before the run is given up.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How many digits tell one delivery from another.
+const DIGITS: usize = 12;
+
+/// Who sends what to whom.
+pub(crate) struct Sender {
+    to: SocketAddr,
+    connections: usize,
+    /// A request up to the delivery's digits, and after them.
+    head: Vec<u8>,
+    tail: Vec<u8>,
+}
+
+/// How long answers took: half of them, all but one in a hundred, all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Latency {
+    pub(crate) p50: Duration,
+    pub(crate) p99: Duration,
+    pub(crate) max: Duration,
+}
+
+impl fmt::Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { p50, p99, max } = self;
+        write!(f, "p50 {p50:.2?}, p99 {p99:.2?}, max {max:.2?}")
+    }
+}
+
+impl Sender {
+    /// A sender of bodies of `bytes` bytes, signed with `secret`, on so many
+    /// connections; `run` is a part of its deliveries' ids.
+    pub(crate) fn new(
+        to: SocketAddr,
+        secret: &[u8],
+        bytes: usize,
+        connections: usize,
+        run: &str,
+    ) -> Self {
+        let around = r#"{"fill":""}"#.len();
+        let body = format!(r#"{{"fill":"{}"}}"#, "x".repeat(bytes.saturating_sub(around)));
+        let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("a key of any length will do");
+        mac.update(body.as_bytes());
+        let signature = hex::encode(mac.finalize().into_bytes());
+        let head = format!(
+            "POST /hooks/demo HTTP/1.1\r\nhost: {to}\r\nuser-agent: webhooks\r\naccept: */*\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\nx-github-event: push\r\n\
+             x-hub-signature-256: sha256={signature}\r\nx-github-delivery: {run}-",
+            body.len(),
+        );
+        Self {
+            to,
+            connections,
+            head: head.into_bytes(),
+            tail: format!("\r\n\r\n{body}").into_bytes(),
+        }
+    }
+
+    /// As many as go, one at a time on each connection, for `time`; answers how
+    /// many were acknowledged, and in what time.
+    ///
+    /// # Errors
+    /// When one isn't.
+    pub(crate) async fn closed(&self, time: Duration) -> anyhow::Result<(i64, Duration)> {
+        let begun = Instant::now();
+        let mut all = JoinSet::new();
+        for nth in 0..self.connections {
+            let mut connection = self.connect().await?;
+            let step = self.connections;
+            all.spawn(async move {
+                let mut sent = 0;
+                while begun.elapsed() < time {
+                    connection.send(nth + sent * step).await?;
+                    sent += 1;
+                }
+                anyhow::Ok(sent)
+            });
+        }
+        let mut sent = 0;
+        while let Some(ended) = all.join_next().await {
+            sent += ended??;
+        }
+        Ok((i64::try_from(sent)?, begun.elapsed()))
+    }
+
+    /// `rate` a second for `time`, each when it is due.
+    ///
+    /// # Errors
+    /// When one isn't acknowledged.
+    pub(crate) async fn open(&self, rate: u32, time: Duration) -> anyhow::Result<Latency> {
+        let mut queues = Vec::new();
+        let mut all = JoinSet::new();
+        for _ in 0..self.connections {
+            let mut connection = self.connect().await?;
+            let (queue, mut due) = mpsc::unbounded_channel::<(usize, Instant)>();
+            queues.push(queue);
+            all.spawn(async move {
+                let mut took = Vec::new();
+                while let Some((number, due)) = due.recv().await {
+                    connection.send(number).await?;
+                    took.push(due.elapsed());
+                }
+                anyhow::Ok(took)
+            });
+        }
+        // A thread of its own: the runtime's timers know only whole milliseconds.
+        let pacing = tokio::task::spawn_blocking(move || {
+            // By default the system joins wakeups that are up to 50 µs apart.
+            rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
+            let begun = Instant::now();
+            let mut due = begun;
+            for (number, queue) in queues.iter().cycle().enumerate() {
+                if due - begun >= time {
+                    break;
+                }
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                queue.send((number, due)).context("a connection has ended")?;
+                due += Duration::from_secs(1) / rate;
+            }
+            anyhow::Ok(())
+        });
+        pacing.await??;
+        let mut took = Vec::new();
+        while let Some(ended) = all.join_next().await {
+            took.extend(ended??);
+        }
+        took.sort_unstable();
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| percentile(&took, share));
+        Ok(Latency { p50, p99, max })
+    }
+
+    async fn connect(&self) -> anyhow::Result<Connection> {
+        let stream = TcpStream::connect(self.to).await.context("no connection")?;
+        stream.set_nodelay(true)?;
+        let digits = self.head.len();
+        let mut request = self.head.clone();
+        request.resize(digits + DIGITS, b'0');
+        request.extend(&self.tail);
+        Ok(Connection { stream, request, digits, answer: Vec::with_capacity(4096) })
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    request: Vec<u8>,
+    /// Where the delivery's digits begin.
+    digits: usize,
+    answer: Vec<u8>,
+}
+
+impl Connection {
+    /// Sends delivery `number`, and waits until it is acknowledged.
+    async fn send(&mut self, number: usize) -> anyhow::Result<()> {
+        let digits = format!("{number:0DIGITS$}");
+        self.request[self.digits..self.digits + DIGITS].copy_from_slice(digits.as_bytes());
+        self.stream.write_all(&self.request).await?;
+        tokio::time::timeout(PATIENCE, self.answer()).await.context("no answer in time")?
+    }
+
+    async fn answer(&mut self) -> anyhow::Result<()> {
+        self.answer.clear();
+        loop {
+            ensure!(self.stream.read_buf(&mut self.answer).await? > 0, "the connection ended");
+            let mut headers = [httparse::EMPTY_HEADER; 32];
+            let mut answer = httparse::Response::new(&mut headers);
+            let httparse::Status::Complete(head) = answer.parse(&self.answer)? else { continue };
+            let length =
+                answer.headers.iter().find(|h| h.name.eq_ignore_ascii_case("content-length"));
+            let length: usize = std::str::from_utf8(length.context("no length")?.value)?.parse()?;
+            if self.answer.len() >= head + length {
+                match answer.code {
+                    Some(200..=299) => return Ok(()),
+                    _ => bail!("{}", String::from_utf8_lossy(&self.answer)),
+                }
+            }
+        }
+    }
+}

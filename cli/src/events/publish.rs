@@ -1,0 +1,95 @@
+//! Publishing what operators replay, and writing down that they did.
+
+use std::{io::IsTerminal as _, time::Duration};
+
+use anyhow::Context as _;
+use api::audit::v1::{AuditEvent, Outcome};
+use indicatif::ProgressBar;
+use mesh::{
+    config::Config,
+    events::{
+        AUDIT, Event,
+        broker::{Broker, Record},
+    },
+    identity,
+};
+use tokio::time::{Interval, MissedTickBehavior};
+
+use crate::args::Rate;
+
+/// How long one publish may take.
+const PUBLISH: Duration = Duration::from_secs(30);
+/// How many times a second events are published.
+const TURNS: u32 = 10;
+
+/// Publishes at a rate, and shows how far it has got.
+pub(super) struct Publisher<'b> {
+    broker: &'b dyn Broker,
+    turn: Interval,
+    per_turn: usize,
+    bar: ProgressBar,
+    done: usize,
+}
+
+impl<'b> Publisher<'b> {
+    /// Is to publish `count` records.
+    pub(super) fn new(broker: &'b dyn Broker, rate: &Rate, count: usize) -> Self {
+        let per_turn = rate.rate.div_ceil(TURNS);
+        let mut turn = tokio::time::interval(Duration::from_secs(1) * per_turn / rate.rate);
+        turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let bar = match std::io::stderr().is_terminal() {
+            true => ProgressBar::new(count as u64),
+            false => ProgressBar::hidden(),
+        };
+        Self { broker, turn, per_turn: per_turn as usize, bar, done: 0 }
+    }
+
+    /// Publishes `records`, in their order.
+    pub(super) async fn publish(&mut self, records: &[Record]) -> anyhow::Result<()> {
+        for batch in records.chunks(self.per_turn) {
+            self.turn.tick().await;
+            publish(self.broker, batch.to_vec()).await.with_context(|| {
+                format!("{} were replayed; once more replays the rest", self.done)
+            })?;
+            self.done += batch.len();
+            self.bar.set_position(self.done as u64);
+        }
+        Ok(())
+    }
+
+    /// How many were published.
+    pub(super) fn end(self) -> usize {
+        self.bar.finish_and_clear();
+        self.done
+    }
+}
+
+/// Publishes `records` at once.
+pub(super) async fn publish(broker: &dyn Broker, records: Vec<Record>) -> anyhow::Result<()> {
+    for published in broker.publish(records, PUBLISH).await {
+        published?;
+    }
+    Ok(())
+}
+
+/// Who does what to how many events of a topic is in the trail before it happens.
+pub(super) async fn audit(
+    config: &Config,
+    broker: &dyn Broker,
+    action: &str,
+    (topic, count): (&str, usize),
+    reason: String,
+) -> anyhow::Result<()> {
+    let operator = identity::authority(config)?.identity("operator").await?;
+    let message = AuditEvent {
+        actor: operator.id().to_string(),
+        on_behalf_of: String::new(),
+        action: action.to_owned(),
+        resource: topic.to_owned(),
+        outcome: Outcome::Allowed.into(),
+        reason,
+        count: i64::try_from(count)?,
+    };
+    let event = Event::typed("/operators", &message.actor, &message)?;
+    publish(broker, vec![Record { topic: AUDIT.to_owned(), event }]).await
+}
