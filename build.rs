@@ -7,8 +7,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use protox::prost::Message;
-
 fn main() -> Result<(), Box<dyn Error>> {
     let root = Path::new("proto");
     let mut files = Vec::new();
@@ -17,14 +15,16 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     println!("cargo:rerun-if-changed=proto");
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    let descriptors = protox::compile(&files, [root])?;
-    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    let mut compiler = protox::Compiler::new([root])?;
+    compiler.include_imports(true).open_files(&files)?;
+    // With the options of our own, which prost's types don't keep.
+    fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
     // Type names put an event's schema into its attributes.
     let mut config = prost_build::Config::new();
     config.enable_type_names().bytes(["."]);
     tonic_prost_build::configure()
         .build_transport(false)
-        .compile_fds_with_config(descriptors, config)?;
+        .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
     Ok(())
 }
 

@@ -1,9 +1,12 @@
 //! What the descriptors say of each method of the API, looked up by its path.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::LazyLock,
+};
 
 use foldhash::fast::RandomState;
-use prost_reflect::{DescriptorPool, MethodDescriptor};
+use prost_reflect::{DescriptorPool, MessageDescriptor, MethodDescriptor};
 use prost_types::method_options::IdempotencyLevel;
 
 /// Every message and service of the API.
@@ -42,6 +45,19 @@ impl Method {
         }
     }
 }
+
+/// Every message that says it is the data of events.
+pub fn events() -> impl Iterator<Item = MessageDescriptor> {
+    let option = POOL.get_extension_by_name("omnibridge.common.v1.event");
+    POOL.all_messages().filter(move |message| {
+        let is = |option| message.options().get_extension(option).as_bool() == Some(true);
+        option.as_ref().is_some_and(is)
+    })
+}
+
+/// The names of those.
+pub(crate) static EVENTS: LazyLock<HashSet<String>> =
+    LazyLock::new(|| events().map(|message| message.full_name().to_owned()).collect());
 
 /// The method at `path`; `None` where the API has no such method.
 pub fn method(path: &str) -> Option<&'static Method> {

@@ -80,6 +80,14 @@ pub enum Error {
     /// The broker refused or can't be reached.
     #[error("broker: {0}")]
     Broker(String),
+    /// An event of a version that can't be read here.
+    #[error("event: it holds `{found}`, and only `{expected}` can be read here")]
+    Schema {
+        /// The message it holds.
+        found: String,
+        /// The one that can be read.
+        expected: String,
+    },
     /// An event that can't be sent or read.
     #[error("event: {0}")]
     Event(String),

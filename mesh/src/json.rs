@@ -1,6 +1,6 @@
 //! proto3 JSON for `api`'s messages, by their descriptors.
 
-use prost_reflect::{DynamicMessage, MessageDescriptor};
+use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor};
 
 use crate::descriptors::POOL;
 
@@ -33,13 +33,16 @@ pub fn encode<M: prost::Name>(message: &M) -> Result<Vec<u8>, JsonError> {
     Ok(serde_json::to_vec(&dynamic)?)
 }
 
-/// A message from proto3 JSON.
+/// A message from proto3 JSON. Fields that it doesn't have are passed over: who
+/// wrote it may know more of them.
 ///
 /// # Errors
 /// When it is none of `api`'s, or the JSON isn't one of it.
 pub fn decode<M: prost::Name + Default>(json: &[u8]) -> Result<M, JsonError> {
     let mut from = serde_json::Deserializer::from_slice(json);
-    let dynamic = DynamicMessage::deserialize(descriptor::<M>()?, &mut from)?;
+    let options = DeserializeOptions::new().deny_unknown_fields(false);
+    let dynamic =
+        DynamicMessage::deserialize_with_options(descriptor::<M>()?, &mut from, &options)?;
     from.end()?;
     Ok(dynamic.transcode_to()?)
 }

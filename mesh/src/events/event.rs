@@ -6,7 +6,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Datelike as _, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, descriptors};
 
 /// How many bytes all attributes of an event may have together.
 const MAX_ATTRIBUTE_BYTES: usize = 16 * 1024;
@@ -57,16 +57,22 @@ pub struct Attributes {
 
 impl Event {
     /// A typed event: `message` in proto3 JSON, `type` and `dataschema` its full
-    /// name.
+    /// name, which has its version in it.
     ///
     /// # Errors
-    /// When `message` is none of `api`'s.
+    /// When `message` is none of `api`'s, or doesn't say there that it is for
+    /// events.
     pub fn typed<M: prost::Name>(
         source: impl Into<String>,
         correlation_id: impl Into<String>,
         message: &M,
     ) -> Result<Self, Error> {
         let name = M::full_name();
+        if !descriptors::EVENTS.contains(&name) {
+            return Err(Error::Event(format!(
+                "`{name}` needs the option `(omnibridge.common.v1.event) = true`"
+            )));
+        }
         let json = crate::json::encode(message).map_err(|why| Error::Event(why.to_string()))?;
         Ok(Self {
             attributes: Attributes {
@@ -86,17 +92,41 @@ impl Event {
         })
     }
 
+    /// Whether it holds a typed message of this version.
+    ///
+    /// # Errors
+    /// [`Error::Schema`] when it is of another version.
+    pub fn is<M: prost::Name>(&self) -> Result<bool, Error> {
+        let (found, expected) = (&self.attributes.dataschema, M::full_name());
+        if *found == expected {
+            return Ok(true);
+        }
+        match unversioned(found).is_some_and(|name| unversioned(&expected) == Some(name)) {
+            true => Err(Error::Schema { found: found.clone(), expected }),
+            false => Ok(false),
+        }
+    }
+
     /// The body as a typed message.
     ///
     /// # Errors
-    /// When `dataschema` names another message, or the body isn't one.
+    /// [`Error::Schema`] when it holds another message, or another version of it;
+    /// or that the body isn't one.
     pub fn decode<M: prost::Name + Default>(&self) -> Result<M, Error> {
-        let schema = &self.attributes.dataschema;
-        if *schema != M::full_name() {
-            return Err(Error::Event(format!("it holds `{schema}`, not `{}`", M::full_name())));
+        if !self.is::<M>()? {
+            let found = self.attributes.dataschema.clone();
+            return Err(Error::Schema { found, expected: M::full_name() });
         }
         crate::json::decode(&self.data).map_err(|why| Error::Event(why.to_string()))
     }
+}
+
+/// A message's full name without its version: package and message.
+fn unversioned(full_name: &str) -> Option<(&str, &str)> {
+    let (package, message) = full_name.rsplit_once('.')?;
+    let (package, version) = package.rsplit_once('.')?;
+    let is_version = version.strip_prefix('v')?.starts_with(|c: char| c.is_ascii_digit());
+    is_version.then_some((package, message))
 }
 
 impl Attributes {
@@ -207,6 +237,28 @@ mod tests {
         assert_eq!(event.attributes.dataschema, "omnibridge.lifecycle.v1.ServiceChanged");
         assert_eq!(&event.data[..], br#"{"service":"audit","state":"SERVICE_STATE_READY"}"#);
         assert_eq!(event.decode::<ServiceChanged>().unwrap(), message);
+    }
+
+    #[test]
+    fn a_field_that_came_later_is_passed_over_and_another_version_is_refused() {
+        let mut event = Event::typed("/s", "c", &ServiceChanged::default()).unwrap();
+        event.data = r#"{"service":"audit","since":"then"}"#.into();
+        assert_eq!(event.decode::<ServiceChanged>().unwrap().service, "audit");
+        event.attributes.dataschema = "omnibridge.lifecycle.v2.ServiceChanged".into();
+        assert!(matches!(event.is::<ServiceChanged>(), Err(Error::Schema { .. })));
+        for other in
+            ["omnibridge.lifecycle.v1.Other", "omnibridge.audit.v1.ServiceChanged", "x", ""]
+        {
+            event.attributes.dataschema = other.into();
+            assert!(!event.is::<ServiceChanged>().unwrap(), "{other}");
+            assert!(matches!(event.decode::<ServiceChanged>(), Err(Error::Schema { .. })));
+        }
+    }
+
+    #[test]
+    fn only_what_says_that_it_is_for_events_becomes_one() {
+        let why = Event::typed("/s", "c", &api::hooks::v1::Hook::default()).unwrap_err();
+        assert!(why.to_string().contains("(omnibridge.common.v1.event)"), "{why}");
     }
 
     #[test]

@@ -239,7 +239,8 @@ impl Subscriber {
         why: &Error,
     ) -> Result<bool, Error> {
         let attempt = hand.failed(delivery, Instant::now());
-        let last = attempt >= ATTEMPTS || delivery.event.is_err();
+        let hopeless = delivery.event.is_err() || matches!(why, Error::Schema { .. });
+        let last = attempt >= ATTEMPTS || hopeless;
         if attempt == 1 || last {
             tracing::warn!(
                 service = %self.service, topic = delivery.topic, partition = delivery.partition,

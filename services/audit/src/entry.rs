@@ -22,9 +22,10 @@ pub struct Said {
 /// Reads an event of `hooks.*` or `audit.events`.
 ///
 /// # Errors
-/// When an event that says it is an `AuditEvent` isn't one.
+/// When an event that says it is an `AuditEvent` isn't one, or one of another
+/// version.
 pub fn read(event: &Event) -> Result<Said, mesh::Error> {
-    if event.attributes.dataschema == "omnibridge.audit.v1.AuditEvent" {
+    if event.is::<AuditEvent>()? {
         let said: AuditEvent = event.decode()?;
         return Ok(Said {
             outcome: said.outcome(),
@@ -85,6 +86,13 @@ mod tests {
         let said = read(&hook).unwrap();
         assert_eq!((said.actor.as_str(), said.resource.as_str()), ("/hooks/github", "s"));
         assert_eq!(said.outcome, Outcome::Allowed);
+    }
+
+    #[test]
+    fn an_audit_event_of_another_version_is_not_taken_for_a_hook() {
+        let mut event = event();
+        event.attributes.dataschema = "omnibridge.audit.v2.AuditEvent".into();
+        assert!(matches!(read(&event), Err(mesh::Error::Schema { .. })));
     }
 
     #[test]

@@ -76,6 +76,26 @@ async fn poison_goes_to_the_dead_letters_and_holds_back_its_own_key_only() {
 }
 
 #[tokio::test]
+async fn a_version_that_cant_be_read_is_given_up_on_at_once() {
+    let bench = Bench::start().await;
+    let schema = |name: &str| Error::Schema { found: name.into(), expected: "t.v1.T".into() };
+    let seen = Seen::new(move |event, _| match &*event.attributes.dataschema {
+        "t.v2.T" => Err(schema("t.v2.T")),
+        _ => Ok(()),
+    });
+    bench.subscribe(seen.clone());
+    let mut newer = event("a", "a1", "");
+    newer.attributes.dataschema = "t.v2.T".into();
+    bench.publish(vec![newer, event("a", "a2", "")]).await;
+    until("the next one is handled", || seen.tries().last().is_some_and(|id| id == "a2")).await;
+    let letter = bench.letters(1).await.remove(0);
+    let said = &letter.attributes.extensions;
+    assert_eq!(said["dlqattempts"], "1");
+    assert!(said["dlqreason"].contains("it holds `t.v2.T`"), "{said:?}");
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn a_replay_is_handled_once_and_a_second_one_changes_nothing() {
     let bench = Bench::start().await;
     let seen = Seen::new(poison);
