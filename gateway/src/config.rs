@@ -18,6 +18,8 @@ pub(crate) struct Settings {
     /// How long reading a body may take.
     #[serde(with = "humantime_serde")]
     pub(crate) body_timeout: Duration,
+    /// What sensitive values are hashed with.
+    pub(crate) hash_secret: Option<SecretString>,
     /// Who may send webhooks, by name.
     pub(crate) sources: BTreeMap<String, SourceSettings>,
 }
@@ -27,6 +29,7 @@ impl Default for Settings {
         Self {
             body_limit: LARGEST_BODY,
             body_timeout: Duration::from_secs(10),
+            hash_secret: None,
             sources: BTreeMap::new(),
         }
     }
@@ -44,6 +47,21 @@ pub(crate) struct SourceSettings {
     pub(crate) secret_file: Option<PathBuf>,
     /// `api-key`: the key's SHA-256 in hexadecimal; the key itself isn't kept.
     pub(crate) key_sha256: Option<String>,
+    /// What its webhooks hold that must not be kept.
+    #[serde(default)]
+    pub(crate) sensitive: SensitiveSettings,
+}
+
+/// What a source declares sensitive.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct SensitiveSettings {
+    /// JSONPath (RFC 9535) of what is replaced by `[redacted]`.
+    pub(crate) redact: Vec<String>,
+    /// JSONPath of what is replaced by its keyed hash.
+    pub(crate) hash: Vec<String>,
+    /// Headers, beyond those whose names tell it.
+    pub(crate) headers: Vec<String>,
 }
 
 /// How a source's webhooks prove where they come from.

@@ -2,7 +2,7 @@
 //! whom they say, and hands them on by gRPC. It owns no data: what it answers
 //! with 202 is durable at hook-receiver.
 //!
-//! In reading order: `config`, `problem`, `source`, `redact`, `body`, `batch`,
+//! In reading order: `config`, `problem`, `source`, `redact`, `sensitive`, `body`, `batch`,
 //! `webhook`, `observe`.
 
 mod batch;
@@ -11,6 +11,7 @@ mod config;
 mod observe;
 mod problem;
 mod redact;
+mod sensitive;
 mod source;
 mod webhook;
 
@@ -51,7 +52,7 @@ impl Service for Gateway {
         let (queue, calls) = batch::queue(batch::receive_with(client), context.stopping());
         context.spawn(calls);
         let webhooks = Webhooks {
-            sources: Sources::try_new(&settings.sources)?,
+            sources: Sources::try_new(&settings.sources, settings.hash_secret.as_ref())?,
             bodies: Bodies::new(settings.body_limit, settings.body_timeout),
             queue,
         };

@@ -147,7 +147,7 @@ mod tests {
     async fn answer(path: &str) -> (StatusCode, String) {
         let call = |_, _| async { Ok(Vec::new()) };
         let webhooks = Webhooks {
-            sources: Sources::try_new(&BTreeMap::new()).unwrap(),
+            sources: Sources::try_new(&BTreeMap::new(), None).unwrap(),
             bodies: Bodies::new(1, Duration::from_secs(1)),
             queue: batch::queue(call, CancellationToken::new()).0,
         };

@@ -1,6 +1,6 @@
 //! Takes the secrets out of a request's headers before they are handed on.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::HashSet};
 
 use api::common::v1::Header;
 use http::{HeaderMap, HeaderName, StatusCode};
@@ -12,7 +12,7 @@ const MAX_HEADERS: usize = 128;
 /// How many bytes all names and values together may have.
 const MAX_BYTES: usize = 16 * 1024;
 /// What stands in a secret's place.
-const REDACTED: &str = "[redacted]";
+pub(crate) const REDACTED: &str = "[redacted]";
 /// What a name with one of these in it holds is taken for a secret. They also
 /// cover `proxy-authorization`, `set-cookie`, `x-api-key` and
 /// `x-hub-signature-256`.
@@ -28,8 +28,12 @@ const SECRET_NAMES: [&str; 9] = [
     "token",
 ];
 
-/// The headers as they are handed on.
-pub(crate) fn headers(headers: &HeaderMap) -> Result<Vec<Header>, Problem> {
+/// The headers as they are handed on, without secrets and what else is
+/// `sensitive`.
+pub(crate) fn headers(
+    headers: &HeaderMap,
+    sensitive: &HashSet<HeaderName>,
+) -> Result<Vec<Header>, Problem> {
     if headers.len() > MAX_HEADERS {
         return Err(too_large(format!("more than {MAX_HEADERS} headers")));
     }
@@ -41,7 +45,11 @@ pub(crate) fn headers(headers: &HeaderMap) -> Result<Vec<Header>, Problem> {
         if bytes > MAX_BYTES {
             return Err(too_large(format!("more than {MAX_BYTES} bytes of headers")));
         }
-        let value = if is_secret(name) { Cow::Borrowed(REDACTED) } else { value };
+        let value = if is_secret(name) || sensitive.contains(name) {
+            Cow::Borrowed(REDACTED)
+        } else {
+            value
+        };
         redacted.push(Header { name: name.as_str().to_owned(), value: value.into_owned() });
     }
     Ok(redacted)
@@ -87,10 +95,17 @@ mod tests {
             "Stripe-Signature",
             "X-Goog-Iap-Jwt-Assertion",
         ] {
-            let handed_on = headers(&map(&[(name, b"hunter2")])).unwrap();
+            let handed_on = headers(&map(&[(name, b"hunter2")]), &HashSet::new()).unwrap();
             assert_eq!(handed_on[0].value, REDACTED, "{name}");
             assert_eq!(handed_on[0].name, name.to_ascii_lowercase());
         }
+    }
+
+    #[test]
+    fn what_a_source_declares_is_not_handed_on_either() {
+        let sensitive = HashSet::from([HeaderName::from_static("x-customer")]);
+        let handed_on = headers(&map(&[("X-Customer", b"hunter2")]), &sensitive).unwrap();
+        assert_eq!(handed_on[0].value, REDACTED);
     }
 
     #[test]
@@ -98,7 +113,7 @@ mod tests {
         let sent = map(&[("x-a", b"1"), ("x-github-event", b"push"), ("x-odd", b"caf\xe9")]);
         let mut sent = sent;
         sent.append("x-a", HeaderValue::from_static("2"));
-        let handed_on = headers(&sent).unwrap();
+        let handed_on = headers(&sent, &HashSet::new()).unwrap();
         let pairs: Vec<_> = handed_on.iter().map(|h| (h.name.as_str(), h.value.as_str())).collect();
         assert_eq!(
             pairs,
@@ -113,10 +128,10 @@ mod tests {
                 .map(|i| (format!("x-{i}").parse().unwrap(), HeaderValue::from_static("")))
                 .collect::<HeaderMap>()
         };
-        assert!(headers(&numbered(MAX_HEADERS)).is_ok());
-        assert!(headers(&numbered(MAX_HEADERS + 1)).is_err());
+        assert!(headers(&numbered(MAX_HEADERS), &HashSet::new()).is_ok());
+        assert!(headers(&numbered(MAX_HEADERS + 1), &HashSet::new()).is_err());
         let fits = vec![b'a'; MAX_BYTES - 1];
-        assert!(headers(&map(&[("a", &fits)])).is_ok());
-        assert!(headers(&map(&[("aa", &fits)])).is_err());
+        assert!(headers(&map(&[("a", &fits)]), &HashSet::new()).is_ok());
+        assert!(headers(&map(&[("aa", &fits)]), &HashSet::new()).is_err());
     }
 }

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::{
     config::{SchemeName, SourceSettings},
     problem::Problem,
+    sensitive::Sensitive,
 };
 
 const HUB_SIGNATURE: HeaderName = HeaderName::from_static("x-hub-signature-256");
@@ -42,6 +43,8 @@ pub(crate) struct Source {
     /// Its name, as in the path.
     pub(crate) name: Arc<str>,
     scheme: Scheme,
+    /// What its webhooks hold that must not be kept.
+    pub(crate) sensitive: Sensitive,
 }
 
 enum Scheme {
@@ -74,12 +77,15 @@ impl Sources {
     ///
     /// # Errors
     /// Names the setting that can't be used.
-    pub(crate) fn try_new(settings: &BTreeMap<String, SourceSettings>) -> Result<Self, Error> {
+    pub(crate) fn try_new(
+        settings: &BTreeMap<String, SourceSettings>,
+        hash_secret: Option<&SecretString>,
+    ) -> Result<Self, Error> {
         if settings.is_empty() {
             tracing::warn!("no source may send webhooks: set `hooks.sources.NAME.scheme`");
         }
         let sources = settings.iter().map(|(name, settings)| {
-            Source::try_new(name, settings).map(|source| (name.clone(), source))
+            Source::try_new(name, settings, hash_secret).map(|source| (name.clone(), source))
         });
         Ok(Self { by_name: sources.collect::<Result<_, Error>>()? })
     }
@@ -91,7 +97,11 @@ impl Sources {
 }
 
 impl Source {
-    fn try_new(name: &str, settings: &SourceSettings) -> Result<Self, Error> {
+    fn try_new(
+        name: &str,
+        settings: &SourceSettings,
+        hash_secret: Option<&SecretString>,
+    ) -> Result<Self, Error> {
         let key = |setting: &str| format!("hooks.sources.{name}.{setting}");
         let valid = (1..=MAX_NAME).contains(&name.len())
             && name.starts_with(|c: char| c.is_ascii_lowercase())
@@ -125,7 +135,8 @@ impl Source {
                 Scheme::ApiKey(digest)
             }
         };
-        Ok(Self { name: name.into(), scheme })
+        let sensitive = Sensitive::try_new(&key("sensitive"), &settings.sensitive, hash_secret)?;
+        Ok(Self { name: name.into(), scheme, sensitive })
     }
 
     /// Checks what the headers prove, and says what the body has to.
@@ -256,6 +267,7 @@ fn wrong_key() -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::SensitiveSettings;
 
     // GitHub's published example: "Validating webhook deliveries".
     const SECRET: &str = "It's a Secret to Everybody";
@@ -264,19 +276,25 @@ mod tests {
         "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
 
     fn settings(scheme: SchemeName) -> SourceSettings {
-        SourceSettings { scheme, secret: None, secret_file: None, key_sha256: None }
+        SourceSettings {
+            scheme,
+            secret: None,
+            secret_file: None,
+            key_sha256: None,
+            sensitive: SensitiveSettings::default(),
+        }
     }
 
     fn github() -> Source {
         let settings =
             SourceSettings { secret: Some(SECRET.into()), ..settings(SchemeName::Github) };
-        Source::try_new("github", &settings).unwrap()
+        Source::try_new("github", &settings, None).unwrap()
     }
 
     fn api_key(key: &str) -> Source {
         let digest = hex::encode(Sha256::digest(key));
         let settings = SourceSettings { key_sha256: Some(digest), ..settings(SchemeName::ApiKey) };
-        Source::try_new("own", &settings).unwrap()
+        Source::try_new("own", &settings, None).unwrap()
     }
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
@@ -372,7 +390,7 @@ mod tests {
             ("A", github(), "hooks.sources.A`"),
             ("9a", github(), "hooks.sources.9a`"),
         ] {
-            let error = Source::try_new(name, &settings).err().unwrap().to_string();
+            let error = Source::try_new(name, &settings, None).err().unwrap().to_string();
             assert!(error.contains(key), "{error}");
             assert!(!error.contains("`s`"), "{error}");
         }
@@ -384,7 +402,7 @@ mod tests {
         std::fs::write(file.path(), format!("{SECRET}\n")).unwrap();
         let path = Some(file.path().to_owned());
         let settings = SourceSettings { secret_file: path, ..settings(SchemeName::Github) };
-        let source = Source::try_new("github", &settings).unwrap();
+        let source = Source::try_new("github", &settings, None).unwrap();
         assert!(proves(&source, &[("x-hub-signature-256", SIGNATURE)], BODY));
     }
 }

@@ -80,8 +80,9 @@ async fn receive(
     let body = webhooks.bodies.read(body).await?;
     proof.verify(&body.bytes)?;
 
-    let hook =
-        NewHook { content_type, headers, body: body.bytes.clone(), ..hook(source, &head.headers)? };
+    let concealed = source.sensitive.conceal(&content_type, &body.bytes)?;
+    let bytes = concealed.map_or_else(|| body.bytes.clone(), Into::into);
+    let hook = NewHook { content_type, headers, body: bytes, ..hook(source, &head.headers)? };
     let item = ReceiveBatchItem { hook: Some(hook), trace: current_trace() };
     let Receipt { id, correlation_id, duplicate, .. } = webhooks.queue.receive(item).await?;
     Ok((StatusCode::ACCEPTED, Json(Accepted { id, correlation_id, duplicate })))
@@ -102,7 +103,7 @@ impl Webhooks {
         let content_type = content_type(headers)?;
         self.bodies.check_announced(body)?;
         let proof = source.authenticate(headers)?;
-        let headers = redact::headers(headers)?;
+        let headers = redact::headers(headers, &source.sensitive.headers)?;
         Ok(Admitted { source, proof, content_type, headers })
     }
 }

@@ -228,12 +228,13 @@ fn backend(told: &HashMap<String, String>, verb: &str, name: &str) {
 }
 
 /// The topics that the suite uses.
-const TOPICS: [&str; 6] = [
+const TOPICS: [&str; 7] = [
     "services.lifecycle",
     "audit.events",
     "dlq.audit.events",
     "hooks.demo",
     "hooks.robot",
+    "hooks.shop",
     "hooks.tests",
 ];
 

@@ -29,8 +29,20 @@ use crate::{
 
 /// The secret of the source `demo`, and the key of the source `robot`.
 pub const SECRET: &str = "It's a Secret to Everybody";
-/// The key of the source `robot`.
+/// The key of the sources `robot` and `shop`.
 pub const API_KEY: &str = "robot-key";
+
+/// What is in the configuration's file beside the policy: the source `shop`, whose
+/// webhooks hold what must not be kept.
+const SOURCES: &str = r#"
+[hooks]
+hash_secret = "the hashes' key"
+
+[hooks.sources.shop.sensitive]
+redact = ["$.card.number", "$..password"]
+hash = ["$.customer.email"]
+headers = ["x-customer"]
+"#;
 
 /// Three services on one of the layouts. It ends with its test.
 pub struct Mesh {
@@ -101,6 +113,8 @@ impl Mesh {
             ("OMNI_HOOKS__SOURCES__DEMO__SECRET", SECRET),
             ("OMNI_HOOKS__SOURCES__ROBOT__SCHEME", "api-key"),
             ("OMNI_HOOKS__SOURCES__ROBOT__KEY_SHA256", &key),
+            ("OMNI_HOOKS__SOURCES__SHOP__SCHEME", "api-key"),
+            ("OMNI_HOOKS__SOURCES__SHOP__KEY_SHA256", &key),
         ] {
             settings.insert(name.to_owned(), value.to_owned());
         }
@@ -402,7 +416,8 @@ impl Mesh {
     }
 
     fn write_policy(&self, policy: &str) {
-        std::fs::write(self.data.path().join("omni.toml"), policy).expect("there is room");
+        let file = self.data.path().join("omni.toml");
+        std::fs::write(file, format!("{policy}{SOURCES}")).expect("there is room");
     }
 
     /// The data directory.

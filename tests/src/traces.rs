@@ -23,6 +23,8 @@ pub struct Span {
     pub id: String,
     /// Its parent's id; empty for a trace's first span.
     pub parent: String,
+    /// All that was said of it.
+    pub whole: String,
 }
 
 /// Where traces can be read.
@@ -85,6 +87,7 @@ fn read_jaeger(answer: &serde_json::Value) -> Vec<Span> {
             .and_then(|all| all.iter().find(|one| one["refType"] == "CHILD_OF"))
             .map(|parent| text(&parent["spanID"]))
             .unwrap_or_default(),
+        whole: span.to_string(),
     };
     spans.iter().map(span).collect()
 }
@@ -109,10 +112,10 @@ impl TraceService for Collector {
             let spans = of_service.scope_spans.into_iter().flat_map(|scope| scope.spans);
             let mut known = self.spans.lock().expect("nobody panics here");
             known.extend(spans.map(|span| {
-                let parent = hex::encode(span.parent_span_id);
-                let id = hex::encode(span.span_id);
+                let parent = hex::encode(&span.parent_span_id);
+                let (id, whole) = (hex::encode(&span.span_id), format!("{span:?}"));
                 let service = service.clone();
-                (hex::encode(span.trace_id), Span { service, name: span.name, id, parent })
+                (hex::encode(span.trace_id), Span { service, name: span.name, id, parent, whole })
             }));
         }
         Ok(Response::new(ExportTraceServiceResponse { partial_success: None }))

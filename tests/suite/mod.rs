@@ -5,9 +5,10 @@ mod api;
 mod events;
 mod faults;
 mod identity;
+mod privacy;
 mod webhook;
 
-pub use self::{api::*, events::*, faults::*, identity::*, webhook::*};
+pub use self::{api::*, events::*, faults::*, identity::*, privacy::*, webhook::*};
 
 /// All tests of the suite on one layout.
 macro_rules! on {
@@ -25,6 +26,7 @@ macro_rules! on {
             what_a_consumer_gives_up_on_is_listed_replayed_and_discarded
             a_topic_is_replayed_for_a_group_that_lacks_some_of_it
             the_story_of_a_correlation_is_told_over_all_topics
+            what_is_sensitive_is_kept_nowhere
             strangers_are_refused_at_the_handshake
             a_denied_call_is_in_the_trail
             an_intention_stops_calls_and_its_removal_lets_them_through
