@@ -9,6 +9,8 @@
 #[allow(dead_code, unused_imports, reason = "each target runs the tests that fit it")]
 mod fleet;
 
+mod storage;
+
 mod embedded {
     crate::fleet::on_any!(tests::ground::Ground::Embedded);
     crate::fleet::on! { tests::ground::Ground::Embedded;

@@ -130,7 +130,9 @@ impl Mesh {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(process::binary());
+        // A process whose files are limited is told by a signal, too, and dies of it.
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(process::binary());
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.envs(&self.settings).current_dir(self.data.path());
         command.arg("--config").arg(self.data.path().join("omni.toml"));
@@ -181,6 +183,16 @@ impl Mesh {
         let policy = mesh::policy::policy(&config, &[]).await.expect("there is one");
         let client = Client::new(identity, registry, policy, Default::default());
         client.channel(service).await.expect("the registry can be watched")
+    }
+
+    /// Lets the process that runs `service` write no file beyond `bytes`; `None` lets
+    /// it again.
+    ///
+    /// # Panics
+    /// When it doesn't run.
+    pub fn limit_files(&self, service: &'static str, bytes: Option<u64>) {
+        let processes = self.processes.lock().expect("no test panics here");
+        processes[self.layout.process_of(service)].limit_files(bytes);
     }
 
     /// Takes the process that runs `service`, to be ended by the test.

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
 /// How long a process may take to drain.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -42,6 +44,17 @@ impl Process {
     /// What it has written so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Lets it write no file beyond `bytes`, as if the disk were full; `None` lets
+    /// it again. It must ignore SIGXFSZ.
+    ///
+    /// # Panics
+    /// When it isn't there any more.
+    pub fn limit_files(&self, bytes: Option<u64>) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let limit = Rlimit { current: bytes, maximum: None };
+        prlimit(pid, Resource::Fsize, limit).expect("it is ours");
     }
 
     /// SIGKILL: nothing can be flushed.

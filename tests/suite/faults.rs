@@ -53,6 +53,41 @@ pub async fn an_event_survives_a_broker_that_is_away_and_a_killed_receiver(layou
     mesh.stop().await;
 }
 
+pub async fn a_full_outbox_refuses_until_the_broker_is_back(layout: Layout) {
+    const LIMIT: usize = 20;
+    let limit = ("OMNI_OUTBOX__LIMIT", LIMIT.to_string());
+    let mesh = Mesh::start_with(layout, &[limit]).await;
+    mesh.backends.stop_broker().await;
+    let post = async || {
+        let answer = mesh.post(&new_id(), b"{}").await;
+        let correlation = answer.body["correlation_id"].as_str().map(str::to_owned);
+        correlation.filter(|_| answer.status == StatusCode::ACCEPTED).ok_or(answer)
+    };
+    let mut acknowledged = vec![];
+    let refused = loop {
+        match post().await {
+            Ok(correlation) => acknowledged.push(correlation),
+            Err(answer) => break answer,
+        }
+        assert!(acknowledged.len() <= LIMIT, "more than its limit waits");
+    };
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{refused:?}");
+    assert_eq!(refused.body["code"], "OUTBOX_FULL", "{refused:?}");
+    assert!(refused.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
+    assert!(post().await.is_err(), "it stays full");
+
+    mesh.backends.start_broker().await;
+    acknowledged.push(until("there is room again", post).await);
+    for correlation in acknowledged {
+        until("what was acknowledged is in the trail", || async {
+            let entries = mesh.entries(&correlation);
+            if entries.len() == 1 { Ok(()) } else { Err(entries) }
+        })
+        .await;
+    }
+    mesh.stop().await;
+}
+
 pub async fn killed_again_and_again_they_lose_double_and_disorder_nothing(layout: Layout) {
     let verdict = Chaos { layout, time: Duration::from_secs(20), rate: 50 }.run().await;
     println!("{layout:?}: {verdict}");

@@ -32,6 +32,7 @@ macro_rules! on {
             an_intention_stops_calls_and_its_removal_lets_them_through
             roots_rotate_while_calls_run
             an_event_survives_a_broker_that_is_away_and_a_killed_receiver
+            a_full_outbox_refuses_until_the_broker_is_back
             killed_again_and_again_they_lose_double_and_disorder_nothing
             draining_ends_streams_with_unavailable_and_exits_with_success
         }

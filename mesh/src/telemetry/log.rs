@@ -21,7 +21,11 @@ pub(super) fn layer<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        // It would say so on standard error, and panic: on a full disk, every task
+        // that has something to log.
+        .log_internal_errors(false);
     match format {
         LogFormat::Json => {
             let format = Format::default().json().flatten_event(true);
