@@ -3,11 +3,11 @@
 use std::{process::ExitCode, time::Duration};
 
 use clap::{Parser, ValueEnum};
-use tests::{Layout, chaos::Chaos};
+use tests::{Layout, chaos::Chaos, fault::Fault};
 
 /// Kills the gateway, hook-receiver and audit again and again, each a process of
-/// its own, while webhooks come in, and counts what was lost, doubled or out of
-/// order.
+/// its own, or has the broker fail, while webhooks come in; counts what was lost,
+/// doubled or out of order.
 #[derive(Parser)]
 #[command(name = "chaos")]
 struct Args {
@@ -17,6 +17,9 @@ struct Args {
     /// On which backends; the real ones must run, and their `env` be loaded.
     #[arg(long, value_enum, default_value_t = On::Embedded)]
     on: On,
+    /// What goes wrong.
+    #[arg(long, value_enum, default_value_t = Fault::Kills)]
+    fault: Fault,
     /// How many webhooks are sent a second.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
@@ -33,13 +36,13 @@ enum On {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Args { minutes, on, rate } = Args::parse();
+    let Args { minutes, on, fault, rate } = Args::parse();
     let layout = match on {
         On::Embedded => Layout::Serve,
         On::Real => Layout::Real,
     };
     let time = Duration::from_secs_f64(minutes * 60.0);
-    let verdict = Chaos { layout, time, rate }.run().await;
+    let verdict = Chaos { layout, fault, time, rate }.run().await;
     println!("{verdict}");
     if verdict.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

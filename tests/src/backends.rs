@@ -133,6 +133,40 @@ impl Backends {
         }
     }
 
+    /// Has the broker hang, as far as it can: what is embedded is stopped.
+    ///
+    /// # Panics
+    /// When it can't.
+    pub async fn pause_broker(&self) {
+        match self {
+            Self::Real(told) => backend(told, "pause", "kafka"),
+            _ => self.stop_broker().await,
+        }
+    }
+
+    /// Has it go on.
+    ///
+    /// # Panics
+    /// When it can't.
+    pub async fn resume_broker(&self) {
+        match self {
+            Self::Real(told) => backend(told, "resume", "kafka"),
+            _ => self.start_broker().await,
+        }
+    }
+
+    /// SIGKILL to the broker, as far as it is a process: what is embedded is stopped.
+    /// It comes back by [`Self::start_broker`].
+    ///
+    /// # Panics
+    /// When it can't.
+    pub async fn kill_broker(&self) {
+        match self {
+            Self::Real(told) => backend(told, "kill", "kafka"),
+            _ => self.stop_broker().await,
+        }
+    }
+
     /// How many events wait in hook-receiver's outbox, by its own table.
     ///
     /// # Errors
@@ -223,7 +257,9 @@ impl Backends {
 fn backend(told: &HashMap<String, String>, verb: &str, name: &str) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../compose/backends");
     let dir = &told["OMNI_TEST_BACKENDS_DIR"];
-    let ran = Command::new(script).args([verb, name, "--dir", dir]).output().expect("it runs");
+    let mut command = Command::new(script);
+    command.args([verb, name, "--dir", dir]);
+    let ran = tokio::task::block_in_place(|| command.output()).expect("it runs");
     assert!(ran.status.success(), "{verb} {name}: {}", String::from_utf8_lossy(&ran.stderr));
 }
 

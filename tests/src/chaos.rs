@@ -1,5 +1,5 @@
-//! Every process killed again and again under load: what was acknowledged must
-//! be in its topic and in the trail, once, in the order of its key.
+//! Faults under load: what was acknowledged must be in its topic and in the trail,
+//! once, in the order of its key.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,8 +19,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Layout, Mesh,
+    fault::Fault,
     load::percentile,
     mesh::{new_id, signature},
+    until,
 };
 
 /// The topic of the source `demo`.
@@ -29,13 +31,11 @@ const TOPIC: &str = "hooks.demo";
 const REQUEST: Duration = Duration::from_secs(5);
 /// How long a sender waits before it makes a request again.
 const AGAIN: Duration = Duration::from_millis(50);
-/// How long after a start a process is killed.
-const LIFE: std::ops::Range<f64> = 2.0..10.0;
 /// How many events a second one key has at most: it has one on its way at a
 /// time, and must catch up after a pause.
 const RATE_OF_KEY: u32 = 4;
 /// How long nothing new may come before what is missing counts as lost.
-const PATIENCE: Duration = Duration::from_secs(45);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// How long nothing new may come before all is there.
 const SETTLED: Duration = Duration::from_secs(3);
 /// How often a line tells how it goes.
@@ -46,6 +46,8 @@ const TELL: Duration = Duration::from_secs(10);
 pub struct Chaos {
     /// How it is laid out: each service must be a process of its own.
     pub layout: Layout,
+    /// What goes wrong.
+    pub fault: Fault,
     /// For how long.
     pub time: Duration,
     /// How many webhooks a second are sent.
@@ -57,8 +59,10 @@ pub struct Chaos {
 pub struct Verdict {
     /// How many webhooks were acknowledged, each at last.
     pub acknowledged: usize,
-    /// How many processes were killed.
-    pub kills: u64,
+    /// How many times a process was killed, or the broker failed.
+    pub faults: u64,
+    /// How long after the last fault's end the outbox was empty.
+    pub caught_up: Duration,
     /// How many requests had to be made again.
     pub repeats: u64,
     /// How many records the topic has beyond one an event: consumers pass these
@@ -78,9 +82,9 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Whether there were kills, and nothing was lost, doubled or out of order.
+    /// Whether there were faults, and nothing was lost, doubled or out of order.
     pub fn holds(&self) -> bool {
-        let happened = self.acknowledged > 0 && self.kills > 0;
+        let happened = self.acknowledged > 0 && self.faults > 0;
         happened && self.lost == 0 && self.doubled == 0 && self.disordered == 0
     }
 }
@@ -90,13 +94,13 @@ impl fmt::Display for Verdict {
         let [half, most, all] = self.answered;
         writeln!(
             f,
-            "{} webhooks acknowledged, {} processes killed, {} requests repeated, {} raw \
-             duplicates",
-            self.acknowledged, self.kills, self.repeats, self.raw_duplicates
+            "{} webhooks acknowledged, {} faults, {} requests repeated, {} raw duplicates",
+            self.acknowledged, self.faults, self.repeats, self.raw_duplicates
         )?;
         writeln!(f, "acknowledged after p50 {half:.1?}, p99 {most:.1?}, max {all:.1?}")?;
         let [half, most, all] = self.with_repeats;
         writeln!(f, "with repeats, p50 {half:.1?}, p99 {most:.1?}, max {all:.1?}")?;
+        writeln!(f, "the outbox was empty {:.1?} after the last fault", self.caught_up)?;
         writeln!(f, "lost {}", self.lost)?;
         writeln!(f, "doubled {}", self.doubled)?;
         write!(f, "disordered {}", self.disordered)
@@ -138,12 +142,16 @@ impl Chaos {
             acknowledged: AtomicU64::new(0),
             repeats: AtomicU64::new(0),
         });
-        let (killing, sending) = (CancellationToken::new(), CancellationToken::new());
-        let (tasks, kills) = (TaskTracker::new(), Arc::new(AtomicU64::new(0)));
-        for process in self.layout.processes() {
-            let (mesh, killing, kills) = (mesh.clone(), killing.clone(), kills.clone());
-            tasks.spawn(kill_again_and_again(mesh, process, killing, kills));
-        }
+        let (failing, sending) = (CancellationToken::new(), CancellationToken::new());
+        let (tasks, faults) = (TaskTracker::new(), Arc::new(AtomicU64::new(0)));
+        // The topic is there, and so is the group.
+        until("a webhook is taken", || async {
+            let answer = mesh.post(&new_id(), b"{}").await;
+            answer.status.is_success().then_some(()).ok_or(answer)
+        })
+        .await;
+        mesh.outbox_is_empty(PATIENCE).await;
+        self.fault.begin(&mesh, self.time, &tasks, &failing, &faults);
         let keys = self.rate.div_ceil(RATE_OF_KEY).max(1);
         let each = Duration::from_secs(1) * keys / self.rate;
         let senders: Vec<_> = (0..keys as usize)
@@ -160,16 +168,17 @@ impl Chaos {
         while begun.elapsed() < self.time {
             tokio::time::sleep(TELL.min(self.time.saturating_sub(begun.elapsed()))).await;
             println!(
-                "{:>5.0?}: {} acknowledged, {} killed, {} repeated",
+                "{:>5.0?}: {} acknowledged, {} faults, {} repeated",
                 begun.elapsed(),
                 sender.acknowledged.load(Ordering::Relaxed),
-                kills.load(Ordering::Relaxed),
+                faults.load(Ordering::Relaxed),
                 sender.repeats.load(Ordering::Relaxed),
             );
         }
-        killing.cancel();
+        failing.cancel();
         tasks.close();
         tasks.wait().await;
+        let ended = Instant::now();
         sending.cancel();
         let mut ledger = Vec::new();
         for sender in senders {
@@ -177,6 +186,8 @@ impl Chaos {
             let sent = sent.expect("everything is acknowledged once nothing is killed any more");
             ledger.extend(sent.expect("a sender doesn't panic"));
         }
+        mesh.outbox_is_empty(PATIENCE).await;
+        let caught_up = ended.elapsed();
         mesh.healthy().await;
         let found = Found::of(&mesh, &ledger, &sender.run).await;
         let mesh = Arc::into_inner(mesh).expect("the tasks have ended");
@@ -188,7 +199,8 @@ impl Chaos {
         };
         Verdict {
             acknowledged: ledger.len(),
-            kills: kills.load(Ordering::Relaxed),
+            faults: faults.load(Ordering::Relaxed),
+            caught_up,
             repeats: sender.repeats.load(Ordering::Relaxed),
             raw_duplicates: found.raw_duplicates,
             answered: share(|sent| sent.answered),
@@ -203,24 +215,6 @@ impl Chaos {
 fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there are ports");
     listener.local_addr().expect("it is bound").port()
-}
-
-async fn kill_again_and_again(
-    mesh: Arc<Mesh>,
-    process: &'static str,
-    stop: CancellationToken,
-    kills: Arc<AtomicU64>,
-) {
-    loop {
-        let life = Duration::from_secs_f64(rand::random_range(LIFE));
-        tokio::select! {
-            () = tokio::time::sleep(life) => {}
-            () = stop.cancelled() => return,
-        }
-        mesh.take_process(process).kill();
-        mesh.start_process(process);
-        kills.fetch_add(1, Ordering::Relaxed);
-    }
 }
 
 /// Sends the webhooks of one key, one after the other: the next one when the

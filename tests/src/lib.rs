@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod backends;
 pub mod chaos;
+pub mod fault;
 pub mod fleet;
 pub mod ground;
 pub mod layout;

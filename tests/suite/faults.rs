@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use serde_json::{Value, json};
-use tests::{Layout, Mesh, chaos::Chaos, mesh::new_id, until};
+use tests::{Layout, Mesh, chaos::Chaos, fault::Fault, mesh::new_id, until};
 
 pub async fn an_event_survives_a_broker_that_is_away_and_a_killed_receiver(layout: Layout) {
     let mesh = Mesh::start(layout).await;
@@ -89,7 +89,18 @@ pub async fn a_full_outbox_refuses_until_the_broker_is_back(layout: Layout) {
 }
 
 pub async fn killed_again_and_again_they_lose_double_and_disorder_nothing(layout: Layout) {
-    let verdict = Chaos { layout, time: Duration::from_secs(20), rate: 50 }.run().await;
+    holds(layout, Fault::Kills).await;
+}
+
+pub async fn a_broker_that_is_paused_and_killed_loses_doubles_and_disorders_nothing(
+    layout: Layout,
+) {
+    holds(layout, Fault::BrokerFails).await;
+}
+
+async fn holds(layout: Layout, fault: Fault) {
+    let time = Duration::from_secs(20);
+    let verdict = Chaos { layout, fault, time, rate: 50 }.run().await;
     println!("{layout:?}: {verdict}");
     assert!(verdict.holds(), "{verdict}");
 }

@@ -34,6 +34,7 @@ macro_rules! on {
             an_event_survives_a_broker_that_is_away_and_a_killed_receiver
             a_full_outbox_refuses_until_the_broker_is_back
             killed_again_and_again_they_lose_double_and_disorder_nothing
+            a_broker_that_is_paused_and_killed_loses_doubles_and_disorders_nothing
             draining_ends_streams_with_unavailable_and_exits_with_success
         }
     };
