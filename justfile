@@ -26,7 +26,8 @@ backends dir="target/backends":
 faults:
     OMNI_TEST_ROUNDS=20 OMNI_TEST_OUTAGE=60 cargo test -p cli -p tests --test faults -- --nocapture
 
-# Processes killed at random under load, for MINUTES; `--on real` for the real backends
+# Processes killed at random under load, for MINUTES; `--on real` for the real backends,
+# `--fault broker-away` or `broker-fails` for other faults
 chaos minutes="15" *args:
     cargo build --release -p cli
     cargo run --release -p tests --bin chaos -- {{minutes}} {{args}}

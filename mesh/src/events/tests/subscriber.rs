@@ -221,6 +221,60 @@ async fn an_effect_that_always_hangs_is_buried_and_those_before_it_keep_theirs()
     bench.end().await;
 }
 
+/// `OMNI_TEST_EVENTS` is how many there are (3,000 unless set).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_poison_and_nothing_else_is_dead_and_comes_back_as_it_was() {
+    let count = std::env::var("OMNI_TEST_EVENTS").map_or(3000, |count| count.parse().unwrap());
+    let bench = Bench::start().await;
+    let is_poison = |number: usize| number.is_multiple_of(100);
+    let all: Vec<Event> = (0..count)
+        .map(|number| {
+            let mut event = event(&number.to_string(), &number.to_string(), "");
+            let data = if is_poison(number) { "poison" } else { "" };
+            event.data = format!("{data} {number} \u{0} é").into();
+            event
+        })
+        .collect();
+    let poisonous: HashMap<String, Event> = (0..count)
+        .filter(|number| is_poison(*number))
+        .map(|number| (number.to_string(), all[number].clone()))
+        .collect();
+    let seen = Seen::new(|event, _| match event.data.starts_with(b"poison") {
+        true => Err(Error::Event("no good".into())),
+        false => Ok(()),
+    });
+    let first = bench.subscribe(seen.clone());
+    for some in all.chunks(1000) {
+        bench.publish(some.to_vec()).await;
+    }
+    let letters = bench.letters(poisonous.len()).await;
+    until_committed(&bench, count.try_into().unwrap()).await;
+    let handled: std::collections::HashSet<String> = seen.tries().into_iter().collect();
+    assert_eq!(handled.len(), count);
+    first.cancel();
+
+    let originals: Vec<Event> = letters
+        .into_iter()
+        .map(|mut letter| {
+            letter.attributes.extensions.retain(|name, _| !name.starts_with("dlq"));
+            letter
+        })
+        .collect();
+    for original in &originals {
+        assert_eq!(Some(original), poisonous.get(&original.attributes.id), "byte for byte");
+    }
+    let well = Seen::new(|_, _| Ok(()));
+    bench.subscribe(well.clone());
+    bench.publish(originals.clone()).await;
+    until("the replay is handled", || well.tries().len() == poisonous.len()).await;
+    bench.publish(originals).await;
+    bench.publish(vec![event("last", "last", "")]).await;
+    until("what comes behind the second one is", || well.tries().contains(&"last".into())).await;
+    assert_eq!(well.tries().len(), poisonous.len() + 1, "it changes nothing");
+    bench.letters(poisonous.len()).await;
+    bench.end().await;
+}
+
 /// Waits until the group is done with the first `count` events of the topic.
 async fn until_committed(bench: &Bench, count: i64) {
     let begun = Instant::now();
