@@ -36,10 +36,10 @@ fn no_message_of_an_event_changes_in_a_way_that_breaks_its_readers() {
 fn a_field_that_is_gone_or_has_another_type_number_or_name_breaks() {
     let published = lines();
     for (was, is) in [
-        ("AuditEvent 1 actor: string", None),
-        ("AuditEvent 1 actor: string", Some("AuditEvent 1 actor: bytes")),
-        ("AuditEvent 1 actor: string", Some("AuditEvent 9 actor: string")),
-        ("AuditEvent 1 actor: string", Some("AuditEvent 1 who: string")),
+        ("AuditEvent 1 actor (actor): string", None),
+        ("AuditEvent 1 actor (actor): string", Some("AuditEvent 1 actor (actor): bytes")),
+        ("AuditEvent 1 actor (actor): string", Some("AuditEvent 9 actor (actor): string")),
+        ("AuditEvent 1 actor (actor): string", Some("AuditEvent 1 actor (who): string")),
         ("Outcome 2 OUTCOME_DENIED", Some("Outcome 2 OUTCOME_REFUSED")),
     ] {
         let full = |line: &str| format!("omnibridge.audit.v1.{line}");
@@ -49,7 +49,7 @@ fn a_field_that_is_gone_or_has_another_type_number_or_name_breaks() {
         assert_eq!(broken(&published, &now), [full(was)]);
     }
     let mut more = published.clone();
-    more.insert("omnibridge.audit.v1.AuditEvent 99 more: string".to_owned());
+    more.insert("omnibridge.audit.v1.AuditEvent 99 more (more): string".to_owned());
     assert_eq!(broken(&published, &more), Vec::<String>::new(), "a field more breaks nobody");
 }
 
@@ -87,7 +87,8 @@ fn lines() -> BTreeSet<String> {
                 kind => format!("{kind:?}").to_lowercase(),
             };
             let (name, number) = (message.full_name(), field.number());
-            lines.insert(format!("{name} {number} {}: {label}{kind}", field.name()));
+            let json = field.json_name();
+            lines.insert(format!("{name} {number} {} ({json}): {label}{kind}", field.name()));
         }
     }
     lines

@@ -13,7 +13,7 @@ use mesh::Error;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{
     Deserialize, Deserializer,
-    de::{self, MapAccess, SeqAccess, Visitor},
+    de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Value, value::RawValue};
 use serde_json_path::JsonPath;
@@ -23,6 +23,20 @@ use crate::{config::SensitiveSettings, problem::Problem, redact::REDACTED};
 
 /// What stands before the digits of a hash.
 const HASHED: &str = "hmac-sha256:";
+/// How many levels a body may have: each one is read once more.
+const MAX_DEPTH: usize = 32;
+/// Headers that become ids and keys, and so can't be taken away.
+const NEEDED: [&str; 9] = [
+    "content-type",
+    "idempotency-key",
+    "x-causation-id",
+    "x-correlation-id",
+    "x-delivery-id",
+    "x-event-type",
+    "x-github-delivery",
+    "x-github-event",
+    "x-session-id",
+];
 
 /// What is sensitive in the webhooks of one source.
 pub(crate) struct Sensitive {
@@ -52,7 +66,12 @@ impl Sensitive {
             texts.iter().map(path).collect::<Result<Vec<_>, _>>()
         };
         let header = |text: &String| {
-            text.parse().map_err(|why| Error::setting(format!("{at}.headers"), text, why))
+            let key = format!("{at}.headers");
+            let name: HeaderName = text.parse().map_err(|why| Error::setting(&key, text, why))?;
+            match NEEDED.contains(&name.as_str()) {
+                true => Err(Error::setting(key, text, "is kept in its own place all the same")),
+                false => Ok(name),
+            }
         };
         let hasher = secret.filter(|secret| !secret.expose_secret().is_empty());
         if hasher.is_none() && !settings.hash.is_empty() {
@@ -90,22 +109,22 @@ impl Sensitive {
             let detail = format!("the body is no JSON whose sensitive fields can be found: {why}");
             Problem::request(StatusCode::BAD_REQUEST, detail)
         };
-        let Unique(value) = serde_json::from_slice(body).map_err(unreadable)?;
-        let mut wanted = HashMap::new();
+        let value = parse(body).map_err(unreadable)?;
+        // Values are told apart by where they are in memory: a path to each would cost
+        // as much as all names above it.
+        let mut wanted: HashMap<*const Value, How> = HashMap::new();
         for (paths, how) in [(&self.redact, How::Redact), (&self.hash, How::Hash)] {
-            for path in paths {
-                for location in path.query_located(&value).locations() {
-                    // Of two the first, which is the stricter.
-                    wanted.entry(location.to_json_pointer()).or_insert(how);
-                }
+            for found in paths.iter().flat_map(|path| path.query(&value).all()) {
+                // Of two the first, which is the stricter.
+                wanted.entry(found).or_insert(how);
             }
         }
-        if wanted.is_empty() {
+        let mut parts = Parts { body, wanted, found: Vec::new() };
+        let whole = serde_json::from_slice(body).map_err(unreadable)?;
+        parts.find(whole, &value).map_err(unreadable)?;
+        if parts.found.is_empty() {
             return Ok(None);
         }
-        let mut parts = Parts::new(body, wanted);
-        let whole = serde_json::from_slice(body).map_err(unreadable)?;
-        parts.find(whole, &mut String::new()).map_err(unreadable)?;
         let (mut concealed, mut copied) = (Vec::with_capacity(body.len()), 0);
         for (range, how) in parts.found {
             concealed.extend_from_slice(&body[copied..range.start]);
@@ -143,53 +162,35 @@ enum How {
 /// Finds where in a body its parts are, going down once.
 struct Parts<'b> {
     body: &'b [u8],
-    /// By JSON pointer, RFC 6901.
-    wanted: HashMap<String, How>,
-    /// What leads to them.
-    on_the_way: HashSet<String>,
+    wanted: HashMap<*const Value, How>,
     /// In the body's order; none is within another.
     found: Vec<(Range<usize>, How)>,
 }
 
 impl<'b> Parts<'b> {
-    fn new(body: &'b [u8], wanted: HashMap<String, How>) -> Self {
-        let mut on_the_way = HashSet::new();
-        for mut pointer in wanted.keys().map(String::as_str) {
-            while let Some((before, _)) = pointer.rsplit_once('/') {
-                if !on_the_way.insert(before.to_owned()) {
-                    break;
-                }
-                pointer = before;
-            }
-        }
-        Self { body, wanted, on_the_way, found: Vec::new() }
-    }
-
-    /// Finds those at or below `here`, which is at `pointer`.
-    fn find(&mut self, here: &'b RawValue, pointer: &mut String) -> Result<(), serde_json::Error> {
+    /// Finds what is wanted of `value`, which stands `here`, and of those in it.
+    fn find(&mut self, here: &'b RawValue, value: &Value) -> Result<(), serde_json::Error> {
         let text = here.get();
-        if let Some(how) = self.wanted.get(pointer.as_str()) {
+        if let Some(how) = self.wanted.get(&std::ptr::from_ref(value)) {
             let start = text.as_ptr() as usize - self.body.as_ptr() as usize;
             self.found.push((start..start + text.len(), *how));
             return Ok(());
         }
-        if !self.on_the_way.contains(pointer.as_str()) {
-            return Ok(());
-        }
-        let children = match text.starts_with('{') {
-            true => serde_json::from_str::<Members<'b>>(text)?.0,
-            false => {
-                let elements: Vec<&RawValue> = serde_json::from_str(text)?;
-                let numbered = elements.into_iter().enumerate();
-                numbered.map(|(index, element)| (index.to_string(), element)).collect()
+        match value {
+            Value::Object(values) => {
+                for (name, member) in serde_json::from_str::<Members<'b>>(text)?.0 {
+                    if let Some(value) = values.get(&name) {
+                        self.find(member, value)?;
+                    }
+                }
             }
-        };
-        let length = pointer.len();
-        for (name, child) in children {
-            pointer.push('/');
-            pointer.push_str(&name.replace('~', "~0").replace('/', "~1"));
-            self.find(child, pointer)?;
-            pointer.truncate(length);
+            Value::Array(values) => {
+                let elements: Vec<&'b RawValue> = serde_json::from_str(text)?;
+                for (element, value) in elements.into_iter().zip(values) {
+                    self.find(element, value)?;
+                }
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -222,65 +223,83 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     }
 }
 
-/// A value in which no object has a name twice: which of the two is meant differs
-/// from reader to reader, and so one of them could keep what is sensitive.
-struct Unique(Value);
+fn parse(body: &[u8]) -> Result<Value, serde_json::Error> {
+    let mut from = serde_json::Deserializer::from_slice(body);
+    let value = Level(MAX_DEPTH).deserialize(&mut from)?;
+    from.end()?;
+    Ok(value)
+}
 
-impl<'de> Deserialize<'de> for Unique {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Any;
+/// Reads a value in which no object has a name twice: which of the two is meant
+/// differs from reader to reader, and so one of them could keep what is sensitive.
+/// So many levels more may be in it.
+#[derive(Clone, Copy)]
+struct Level(usize);
 
-        impl<'de> Visitor<'de> for Any {
-            type Value = Unique;
+impl Level {
+    fn below<E: de::Error>(self) -> Result<Self, E> {
+        let below = self.0.checked_sub(1).map(Self);
+        below.ok_or_else(|| E::custom(format!("more than {MAX_DEPTH} levels")))
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON value")
-            }
+impl<'de> DeserializeSeed<'de> for Level {
+    type Value = Value;
 
-            fn visit_bool<E>(self, value: bool) -> Result<Unique, E> {
-                Ok(Unique(value.into()))
-            }
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
+        from.deserialize_any(self)
+    }
+}
 
-            fn visit_i64<E>(self, value: i64) -> Result<Unique, E> {
-                Ok(Unique(value.into()))
-            }
+impl<'de> Visitor<'de> for Level {
+    type Value = Value;
 
-            fn visit_u64<E>(self, value: u64) -> Result<Unique, E> {
-                Ok(Unique(value.into()))
-            }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
 
-            fn visit_f64<E>(self, value: f64) -> Result<Unique, E> {
-                Ok(Unique(value.into()))
-            }
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
 
-            fn visit_str<E>(self, value: &str) -> Result<Unique, E> {
-                Ok(Unique(value.into()))
-            }
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
 
-            fn visit_unit<E>(self) -> Result<Unique, E> {
-                Ok(Unique(Value::Null))
-            }
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Unique, A::Error> {
-                let mut elements = Vec::new();
-                while let Some(Unique(element)) = from.next_element()? {
-                    elements.push(element);
-                }
-                Ok(Unique(elements.into()))
-            }
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Unique, A::Error> {
-                let mut members = serde_json::Map::new();
-                while let Some((name, Unique(member))) = from.next_entry::<String, _>()? {
-                    if members.insert(name, member).is_some() {
-                        return Err(de::Error::custom("an object has a name twice"));
-                    }
-                }
-                Ok(Unique(members.into()))
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Value, A::Error> {
+        let below = self.below()?;
+        let mut elements = Vec::new();
+        while let Some(element) = from.next_element_seed(below)? {
+            elements.push(element);
+        }
+        Ok(elements.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Value, A::Error> {
+        let below = self.below()?;
+        let mut members = serde_json::Map::new();
+        while let Some(name) = from.next_key::<String>()? {
+            if members.insert(name, from.next_value_seed(below)?).is_some() {
+                return Err(de::Error::custom("an object has a name twice"));
             }
         }
-
-        from.deserialize_any(Any)
+        Ok(members.into())
     }
 }
 
@@ -357,8 +376,22 @@ mod tests {
             assert!(!said.contains("hunter2"), "{said}");
         }
         assert!(refused("text/plain", "{}").contains("JSON only"));
-        let deep = format!("{}1{}", "[".repeat(1000), "]".repeat(1000));
-        refused("application/json", &deep);
+        for depth in [MAX_DEPTH + 1, 100_000] {
+            refused("application/json", &format!("{}1{}", "[".repeat(depth), "]".repeat(depth)));
+        }
+    }
+
+    /// Minutes, or gigabytes, if it grew with names times values.
+    #[test]
+    fn long_names_and_many_values_cost_no_more_than_their_bytes() {
+        let sensitive = sensitive(&["$..password"], &[]);
+        let name = "n".repeat(500_000);
+        let many = vec![r#"{"password":1}"#; 30_000].join(",");
+        let told = concealed(&sensitive, &format!("{{\"{name}\":[{many}]}}"));
+        assert_eq!(told.matches(REDACTED).count(), 30_000);
+        let zeros = vec!["0"; 250_000].join(",");
+        let told = concealed(&sensitive, &format!("{{\"{name}\":[{zeros},{many}]}}"));
+        assert_eq!(told.matches(REDACTED).count(), 30_000);
     }
 
     #[test]
@@ -375,6 +408,8 @@ mod tests {
         assert!(error(&settings("a", "$.a", "x"), Some(&secret)).contains("at.redact"));
         assert!(error(&settings("$.a", "$[", "x"), Some(&secret)).contains("at.hash"));
         assert!(error(&settings("$.a", "$.b", "x y"), Some(&secret)).contains("at.headers"));
+        let needed = settings("$.a", "$.b", "X-Correlation-Id");
+        assert!(error(&needed, Some(&secret)).contains("at.headers"));
         assert!(error(&settings("$.a", "$.b", "x"), None).contains("hooks.hash_secret"));
     }
 }

@@ -17,6 +17,7 @@ const SETTLES: &str = "dlqsettles";
 const HOW: &str = "dlqhow";
 /// Where such events come from.
 const SOURCE: &str = "/operators";
+const KIND: &str = "settled";
 
 /// One dead letter.
 pub(super) struct Letter {
@@ -59,7 +60,7 @@ impl Letter {
         let attributes = Attributes {
             id: uuid::Uuid::now_v7().to_string(),
             source: SOURCE.to_owned(),
-            kind: "settled".to_owned(),
+            kind: KIND.to_owned(),
             subject: letter.id.clone(),
             time: chrono::Utc::now(),
             datacontenttype: "application/json".to_owned(),
@@ -95,7 +96,8 @@ pub(super) async fn letters(
             for delivery in deliveries {
                 let Ok(event) = delivery.event.clone() else { continue };
                 let attributes = &event.attributes;
-                match attributes.extensions.get(SETTLES).filter(|_| attributes.source == SOURCE) {
+                let is_ours = attributes.source == SOURCE && attributes.kind == KIND;
+                match attributes.extensions.get(SETTLES).filter(|_| is_ours) {
                     Some(place) => drop(settled.insert(place.clone())),
                     None => letters.push(Letter { topic: of.to_owned(), delivery, event }),
                 }

@@ -49,7 +49,10 @@ impl<'b> Publisher<'b> {
         for batch in records.chunks(self.per_turn) {
             self.turn.tick().await;
             publish(self.broker, batch.to_vec()).await.with_context(|| {
-                format!("{} were replayed; once more replays the rest", self.done)
+                format!(
+                    "{} were replayed; once more, without `--again`, replays the rest",
+                    self.done
+                )
             })?;
             self.done += batch.len();
             self.bar.set_position(self.done as u64);

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use mesh::{
     config::Config,
     events::{
@@ -23,20 +23,31 @@ use crate::{
 pub(crate) async fn run(common: &Common, args: &EventsReplay) -> anyhow::Result<()> {
     let config = config::load(common, &[])?;
     let broker = broker::broker(&config).await?;
-    let inbox = inbox(&config, &args.group).await?;
+    let inbox = inbox(&config, args).await?;
     let done = replay(&config, broker.as_ref(), &inbox, args).await;
     inbox.close().await;
     done
 }
 
-/// The inbox of a group, in the database of the service that its name begins with.
-async fn inbox(config: &Config, group: &str) -> anyhow::Result<Inbox> {
-    let service = group.split('.').next().unwrap_or_default();
+/// The inbox of a group, in the database of the service that its name begins with;
+/// the rest of it is what it reads.
+async fn inbox(config: &Config, args: &EventsReplay) -> anyhow::Result<Inbox> {
+    let EventsReplay { group, topic, again, .. } = args;
+    let (service, pattern) = group.split_once('.').unwrap_or((group, ""));
     let descriptors = catalogue::all().into_iter().map(|service| service.descriptor());
     let migrations = descriptors.filter(|of| of.name == service).find_map(|of| of.migrations);
     let migrations = migrations
         .with_context(|| format!("there is no group `{group}`: see `omni events groups`"))?;
-    Ok(Inbox::open(config, service, migrations, group).await?)
+    let reads =
+        topic.strip_prefix(pattern).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    ensure!(reads, "the group `{group}` doesn't read `{topic}`: see `omni events groups`");
+    let inbox = Inbox::open(config, service, migrations, group).await?;
+    ensure!(
+        *again || inbox.knows_any().await?,
+        "`{group}` has handled nothing, as far as this database tells; if it is {service}'s, and \
+         has lost all of it, pass --again",
+    );
+    Ok(inbox)
 }
 
 async fn replay(
@@ -85,7 +96,7 @@ struct Wanted<'a> {
     scan: Scan,
     inbox: &'a Inbox,
     args: &'a EventsReplay,
-    /// A digest of each: a replay, or a crash, has put some there twice.
+    /// A digest of each, 32 bytes: a replay, or a crash, has put some there twice.
     seen: HashSet<[u8; 32]>,
 }
 

@@ -123,10 +123,11 @@ impl Event {
 
 /// A message's full name without its version: package and message.
 fn unversioned(full_name: &str) -> Option<(&str, &str)> {
-    let (package, message) = full_name.rsplit_once('.')?;
-    let (package, version) = package.rsplit_once('.')?;
-    let is_version = version.strip_prefix('v')?.starts_with(|c: char| c.is_ascii_digit());
-    is_version.then_some((package, message))
+    let is_version = |segment: &&str| {
+        segment.strip_prefix('v').is_some_and(|n| n.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let version = full_name.split('.').find(is_version)?;
+    full_name.split_once(&format!(".{version}."))
 }
 
 impl Attributes {
@@ -246,6 +247,8 @@ mod tests {
         assert_eq!(event.decode::<ServiceChanged>().unwrap().service, "audit");
         event.attributes.dataschema = "omnibridge.lifecycle.v2.ServiceChanged".into();
         assert!(matches!(event.is::<ServiceChanged>(), Err(Error::Schema { .. })));
+        assert_eq!(unversioned("a.b.v1.Outer.Inner"), Some(("a.b", "Outer.Inner")));
+        assert_eq!(unversioned("a.v.B"), None);
         for other in
             ["omnibridge.lifecycle.v1.Other", "omnibridge.audit.v1.ServiceChanged", "x", ""]
         {

@@ -70,6 +70,18 @@ impl Inbox {
         Ok(Self { store, group: group.to_owned() })
     }
 
+    /// Whether the group has handled anything that it remembers.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn knows_any(&self) -> Result<bool, Error> {
+        let any = mark::Entity::find()
+            .select_only()
+            .column(mark::Column::HandledAt)
+            .filter(mark::Column::Consumer.eq(&self.group));
+        Ok(any.into_tuple::<DateTimeUtc>().one(self.store.read()).await?.is_some())
+    }
+
     /// Which of `events` the group has neither handled nor given up on, by their
     /// indexes. Some hundreds may be asked for at once.
     ///

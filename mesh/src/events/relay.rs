@@ -105,6 +105,8 @@ impl Relay {
                 (last, true) => Some(*last.get_or_insert_with(|| Instant::now() + grace)),
             };
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                // What isn't forgotten is published again.
+                let _ = self.forget().await;
                 tracing::warn!(
                     pending = self.outbox.pending(),
                     "stopped with a full outbox; it is relayed after the next start"
@@ -175,14 +177,14 @@ impl Relay {
             *leadership = None;
         }
         if leadership.is_none() {
-            *leadership = self.outbox.store().try_lead().await?;
-            if leadership.is_none() {
+            let Some(led) = self.outbox.store().try_lead().await? else {
                 return Ok(Step::Follows);
-            }
+            };
             tracing::debug!(service = %self.service, "relaying");
             self.forget().await?;
             self.after = 0;
             self.outbox.take_back().await?;
+            *leadership = Some(led);
         }
         let is_open = self.failures >= OPEN_AFTER;
         let (batch, deadline) = match is_open {

@@ -57,9 +57,14 @@ pub trait Handler: Send + Sync + 'static {
         event: &Event,
     ) -> Result<(), Error>;
 
-    /// As [`Handler::handle`], for many events with their topics, in order: one
-    /// after the other, unless it is written to do better, as by one statement
-    /// for all. After an error each of them is handled alone.
+    /// Whether [`Handler::handle_all`] does better than one after the other. Only
+    /// then is it called.
+    fn handles_many(&self) -> bool {
+        false
+    }
+
+    /// As [`Handler::handle`], for many events with their topics, in order, as by
+    /// one statement for all. After an error each of them is handled alone.
     ///
     /// # Errors
     /// Anything; nothing of any is kept then.
@@ -154,7 +159,8 @@ impl Subscriber {
             return Ok(());
         }
         let (mut done, mut burial) = (Vec::new(), Ok(()));
-        let together = ready.iter().all(|delivery| !hand.has_failed(delivery));
+        let together =
+            self.handler.handles_many() && ready.iter().all(|delivery| !hand.has_failed(delivery));
         for (index, failure) in self.handle(&ready, together).await? {
             let delivery = &*ready[index];
             if let Some(why) = failure {
@@ -174,8 +180,7 @@ impl Subscriber {
         burial
     }
 
-    /// Handles `deliveries`: together, where none of them has failed before; else,
-    /// or where that fails, one by one, the first of them, as many as fit into a
+    /// Handles `deliveries`: `together`, if so; else, or where that fails, one by one, the first of them, as many as fit into a
     /// transaction's time. Answers which were handled, by their index, and why
     /// they failed; behind a failure those of its key are passed over.
     async fn handle(

@@ -19,6 +19,10 @@ impl Handler for Trail {
         store::insert(tx, &[(topic, event)]).await
     }
 
+    fn handles_many(&self) -> bool {
+        true
+    }
+
     async fn handle_all(
         &self,
         tx: &DatabaseTransaction,

@@ -48,6 +48,10 @@ impl Handler for Seen {
         }
         (self.fate)(event, nth)
     }
+
+    fn handles_many(&self) -> bool {
+        true
+    }
 }
 
 fn poison(event: &Event, _: usize) -> Result<(), Error> {
