@@ -29,12 +29,6 @@ async fn on_a_full_disk_nothing_is_acknowledged_that_could_be_lost() {
         if answer.status == StatusCode::ACCEPTED { Ok(answer) } else { Err(answer) }
     });
     acknowledged.push(answer.await.body["correlation_id"].as_str().unwrap().to_owned());
-    for correlation in acknowledged {
-        until("what was acknowledged is in the trail", || async {
-            let entries = mesh.entries(&correlation);
-            if entries.len() == 1 { Ok(()) } else { Err(entries) }
-        })
-        .await;
-    }
+    mesh.each_is_in_the_trail(&acknowledged).await;
     mesh.stop().await;
 }

@@ -10,8 +10,7 @@ use http::{HeaderMap, StatusCode};
 use sha2::Sha256;
 use tokio::{io::AsyncReadExt as _, net::TcpListener};
 
-/// What it is told apart from the mesh by, and nothing else: it says where it
-/// listens in one line, and serves until its input ends.
+/// Says where it listens, in one line, and serves until its input ends.
 ///
 /// # Errors
 /// When there is no port.

@@ -83,11 +83,13 @@ impl Sender {
     /// # Errors
     /// When one isn't.
     pub(crate) async fn closed(&self, time: Duration) -> anyhow::Result<(i64, Duration)> {
-        let begun = Instant::now();
+        let mut connections = Vec::with_capacity(self.connections);
+        for _ in 0..self.connections {
+            connections.push(self.connect().await?);
+        }
+        let (begun, step) = (Instant::now(), self.connections);
         let mut all = JoinSet::new();
-        for nth in 0..self.connections {
-            let mut connection = self.connect().await?;
-            let step = self.connections;
+        for (nth, mut connection) in connections.into_iter().enumerate() {
             all.spawn(async move {
                 let mut sent = 0;
                 while begun.elapsed() < time {

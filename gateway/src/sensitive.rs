@@ -8,7 +8,7 @@ use std::{
 };
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use http::{HeaderName, StatusCode};
+use http::{HeaderName, StatusCode, header};
 use mesh::Error;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{
@@ -19,23 +19,29 @@ use serde_json::{Value, value::RawValue};
 use serde_json_path::JsonPath;
 use sha2::Sha256;
 
-use crate::{config::SensitiveSettings, problem::Problem, redact::REDACTED};
+use crate::{
+    config::SensitiveSettings,
+    problem::Problem,
+    redact::REDACTED,
+    source,
+    webhook::{self, essence},
+};
 
 /// What stands before the digits of a hash.
 const HASHED: &str = "hmac-sha256:";
 /// How many levels a body may have: each one is read once more.
 const MAX_DEPTH: usize = 32;
 /// Headers that become ids and keys, and so can't be taken away.
-const NEEDED: [&str; 9] = [
-    "content-type",
-    "idempotency-key",
-    "x-causation-id",
-    "x-correlation-id",
-    "x-delivery-id",
-    "x-event-type",
-    "x-github-delivery",
-    "x-github-event",
-    "x-session-id",
+const NEEDED: [HeaderName; 9] = [
+    header::CONTENT_TYPE,
+    source::DELIVERY_ID,
+    source::EVENT_TYPE,
+    source::GITHUB_DELIVERY,
+    source::GITHUB_EVENT,
+    source::IDEMPOTENCY_KEY,
+    webhook::CAUSATION_ID,
+    webhook::CORRELATION_ID,
+    webhook::SESSION_ID,
 ];
 
 /// What is sensitive in the webhooks of one source.
@@ -68,7 +74,7 @@ impl Sensitive {
         let header = |text: &String| {
             let key = format!("{at}.headers");
             let name: HeaderName = text.parse().map_err(|why| Error::setting(&key, text, why))?;
-            match NEEDED.contains(&name.as_str()) {
+            match NEEDED.contains(&name) {
                 true => Err(Error::setting(key, text, "is kept in its own place all the same")),
                 false => Ok(name),
             }
@@ -141,7 +147,7 @@ impl Sensitive {
 }
 
 fn is_json(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let essence = essence(content_type);
     essence == "application/json" || essence.ends_with("+json")
 }
 
@@ -379,6 +385,51 @@ mod tests {
         for depth in [MAX_DEPTH + 1, 100_000] {
             refused("application/json", &format!("{}1{}", "[".repeat(depth), "]".repeat(depth)));
         }
+    }
+
+    fn check(body: &[u8]) {
+        let concealed = sensitive(&["$..a"], &["$..b"]).conceal("application/json", body);
+        let Ok(Some(concealed)) = concealed else { return };
+        let left: Value = serde_json::from_slice(&concealed).unwrap();
+        for (path, begins) in [("$..a", REDACTED), ("$..b", HASHED)] {
+            for found in JsonPath::parse(path).unwrap().query(&left).all() {
+                assert!(found.as_str().unwrap().starts_with(begins), "{left}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_any_body_is_json_without_what_was_declared() {
+        const TOKENS: [&str; 16] = [
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            r#""a""#,
+            r#""b""#,
+            r#""\u0061""#,
+            r#""c\"d""#,
+            "1e3",
+            "null",
+            " ",
+            "\n",
+            "-0",
+            "é",
+        ];
+        bolero::check!().with_iterations(2000).with_type::<Vec<u8>>().for_each(|choices| {
+            let token = |choice: &u8| TOKENS[usize::from(*choice) % TOKENS.len()];
+            check(choices.iter().map(token).collect::<String>().as_bytes());
+            // Valid by construction: an object of an array of objects of what is chosen.
+            let members = choices.chunks(2).enumerate().map(|(n, pair)| {
+                let name = ["a", "b", r"\u0061", "c"][usize::from(pair[0]) % 4];
+                let name = if n == 0 { name.to_owned() } else { format!("{n}") };
+                let value = [r#"{"a":[1,{"b":2}]}"#, r#""x\"y""#, "[ null , {\"b\" : 1} ]", "7"];
+                format!(r#""{name}" : {}"#, value[usize::from(*pair.last().unwrap()) % 4])
+            });
+            check(format!("{{{}}}", members.collect::<Vec<_>>().join(" ,\n")).as_bytes());
+        });
     }
 
     /// Minutes, or gigabytes, if it grew with names times values.

@@ -20,12 +20,12 @@ use crate::{
 };
 
 const HUB_SIGNATURE: HeaderName = HeaderName::from_static("x-hub-signature-256");
-const GITHUB_DELIVERY: HeaderName = HeaderName::from_static("x-github-delivery");
-const GITHUB_EVENT: HeaderName = HeaderName::from_static("x-github-event");
+pub(crate) const GITHUB_DELIVERY: HeaderName = HeaderName::from_static("x-github-delivery");
+pub(crate) const GITHUB_EVENT: HeaderName = HeaderName::from_static("x-github-event");
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-const DELIVERY_ID: HeaderName = HeaderName::from_static("x-delivery-id");
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-const EVENT_TYPE: HeaderName = HeaderName::from_static("x-event-type");
+pub(crate) const DELIVERY_ID: HeaderName = HeaderName::from_static("x-delivery-id");
+pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+pub(crate) const EVENT_TYPE: HeaderName = HeaderName::from_static("x-event-type");
 
 /// How many characters a source's name, and an id or a type, may have.
 const MAX_NAME: usize = 63;

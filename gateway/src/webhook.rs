@@ -36,9 +36,9 @@ const ABOUT: &str = concat!(
     env!("CARGO_PKG_REPOSITORY"),
     "\n"
 );
-const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
-const SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
-const CAUSATION_ID: HeaderName = HeaderName::from_static("x-causation-id");
+pub(crate) const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
+pub(crate) const SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
+pub(crate) const CAUSATION_ID: HeaderName = HeaderName::from_static("x-causation-id");
 /// How many characters such an id may have.
 const MAX_ID: usize = 128;
 /// What a body without a `Content-Type` may be taken for; RFC 9110, 8.3.
@@ -153,9 +153,13 @@ fn content_type(headers: &HeaderMap) -> Result<String, Problem> {
     }
 }
 
+/// A media type without its parameters, in lower case.
+pub(crate) fn essence(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
 fn is_taken(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    match essence.split_once('/') {
+    match essence(content_type).split_once('/') {
         Some(("application", "json" | "xml" | "x-www-form-urlencoded" | "octet-stream")) => true,
         Some(("text", "plain" | "xml")) => true,
         Some(("application", subtype)) => subtype.ends_with("+json") || subtype.ends_with("+xml"),

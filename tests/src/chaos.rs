@@ -35,7 +35,9 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// time, and must catch up after a pause.
 const RATE_OF_KEY: u32 = 4;
 /// How long nothing new may come before what is missing counts as lost.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(45);
+/// How long after the last fault everything must be out of the outbox.
+const CATCH_UP: Duration = Duration::from_secs(120);
 /// How long nothing new may come before all is there.
 const SETTLED: Duration = Duration::from_secs(3);
 /// How often a line tells how it goes.
@@ -82,9 +84,10 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Whether there were faults, and nothing was lost, doubled or out of order.
+    /// Whether there were faults, nothing was lost, doubled or out of order, and all
+    /// went out soon enough.
     pub fn holds(&self) -> bool {
-        let happened = self.acknowledged > 0 && self.faults > 0;
+        let happened = self.acknowledged > 0 && self.faults > 0 && self.caught_up < CATCH_UP;
         happened && self.lost == 0 && self.doubled == 0 && self.disordered == 0
     }
 }
@@ -186,7 +189,7 @@ impl Chaos {
             let sent = sent.expect("everything is acknowledged once nothing is killed any more");
             ledger.extend(sent.expect("a sender doesn't panic"));
         }
-        mesh.outbox_is_empty(PATIENCE).await;
+        mesh.outbox_is_empty(CATCH_UP).await;
         let caught_up = ended.elapsed();
         mesh.healthy().await;
         let found = Found::of(&mesh, &ledger, &sender.run).await;
@@ -285,7 +288,6 @@ impl Found {
         let mut of_delivery: HashMap<(usize, u64), HashSet<String>> = HashMap::new();
         let mut order = Order::default();
         let broker = broker::broker(&mesh.config()).await.expect("the broker's settings hold");
-        mesh.outbox_is_empty(PATIENCE).await;
         let mut topic = Scan::of(broker.as_ref(), TOPIC).await.expect("the topic is there");
         while let Some(read) = topic.next().await.expect("the broker is there") {
             for event in read.into_iter().filter_map(|delivery| delivery.event.ok()) {

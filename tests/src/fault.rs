@@ -15,7 +15,7 @@ use crate::Mesh;
 
 /// How long after a start a process is killed.
 const LIFE: std::ops::Range<f64> = 2.0..10.0;
-/// How often the broker fails.
+/// How often the broker is paused, and how often it is killed.
 const ROUNDS: u32 = 5;
 
 /// What goes wrong.
@@ -25,7 +25,7 @@ pub enum Fault {
     Kills,
     /// The broker is away until the end.
     BrokerAway,
-    /// The broker is paused and killed in turn, five times.
+    /// The broker is paused and killed in turn, five times each.
     BrokerFails,
 }
 
@@ -59,7 +59,7 @@ impl Fault {
             }
             Self::BrokerFails => {
                 let (mesh, _, faults) = given();
-                tasks.spawn(broker_fails(mesh, time / (2 * ROUNDS), faults));
+                tasks.spawn(broker_fails(mesh, time / (4 * ROUNDS), faults));
             }
         }
     }
@@ -84,17 +84,17 @@ async fn kill_again_and_again(
 }
 
 async fn broker_fails(mesh: Arc<Mesh>, time: Duration, faults: Arc<AtomicU64>) {
-    for round in 0..ROUNDS {
-        tokio::time::sleep(time).await;
+    let rest = || tokio::time::sleep(time);
+    for _ in 0..ROUNDS {
+        rest().await;
+        mesh.backends.pause_broker().await;
         faults.fetch_add(1, Ordering::Relaxed);
-        if round % 2 == 0 {
-            mesh.backends.pause_broker().await;
-            tokio::time::sleep(time).await;
-            mesh.backends.resume_broker().await;
-        } else {
-            mesh.backends.kill_broker().await;
-            tokio::time::sleep(time).await;
-            mesh.backends.start_broker().await;
-        }
+        rest().await;
+        mesh.backends.resume_broker().await;
+        rest().await;
+        mesh.backends.kill_broker().await;
+        faults.fetch_add(1, Ordering::Relaxed);
+        rest().await;
+        mesh.backends.start_broker().await;
     }
 }

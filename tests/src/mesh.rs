@@ -331,6 +331,20 @@ impl Mesh {
         answer["entries"].as_array().cloned().unwrap_or_default()
     }
 
+    /// Waits until the trail has one entry of each correlation.
+    ///
+    /// # Panics
+    /// When it hasn't in time.
+    pub async fn each_is_in_the_trail(&self, correlations: &[String]) {
+        for correlation in correlations {
+            until("it is in the trail", || async {
+                let entries = self.entries(correlation);
+                if entries.len() == 1 { Ok(()) } else { Err(entries) }
+            })
+            .await;
+        }
+    }
+
     /// Posts `body` to the source `demo` as GitHub would.
     pub async fn post(&self, delivery: &str, body: &[u8]) -> Answer {
         self.post_with(delivery, body, &[]).await

@@ -11,11 +11,7 @@ pub async fn an_event_survives_a_broker_that_is_away_and_a_killed_receiver(layou
     // The topic is there, and the consumer reads it.
     let first = mesh.post(&new_id(), b"{}").await;
     let first = first.body["correlation_id"].as_str().unwrap().to_owned();
-    until("the path is open", || async {
-        let entries = mesh.entries(&first);
-        if entries.len() == 1 { Ok(()) } else { Err(entries) }
-    })
-    .await;
+    mesh.each_is_in_the_trail(&[first]).await;
 
     mesh.backends.stop_broker().await;
     let answer = mesh.post(&new_id(), br#"{"kept":true}"#).await;
@@ -33,11 +29,7 @@ pub async fn an_event_survives_a_broker_that_is_away_and_a_killed_receiver(layou
     mesh.backends.start_broker().await;
     mesh.restart("hook-receiver").await;
 
-    until("it arrives", || async {
-        let entries = mesh.entries(correlation);
-        if entries.len() == 1 { Ok(()) } else { Err(entries) }
-    })
-    .await;
+    mesh.each_is_in_the_trail(&[correlation.to_owned()]).await;
     until("nothing waits any more", || async {
         match mesh.backends.pending().await {
             Ok(0) => Ok(()),
@@ -78,13 +70,7 @@ pub async fn a_full_outbox_refuses_until_the_broker_is_back(layout: Layout) {
 
     mesh.backends.start_broker().await;
     acknowledged.push(until("there is room again", post).await);
-    for correlation in acknowledged {
-        until("what was acknowledged is in the trail", || async {
-            let entries = mesh.entries(&correlation);
-            if entries.len() == 1 { Ok(()) } else { Err(entries) }
-        })
-        .await;
-    }
+    mesh.each_is_in_the_trail(&acknowledged).await;
     mesh.stop().await;
 }
 

@@ -74,7 +74,7 @@ pub(super) async fn replay(common: &Common, args: &DlqReplay) -> anyhow::Result<
     if undecodable > 0 {
         eprintln!("{undecodable} are no CloudEvents, and would be dead again: passed over");
     }
-    if !agreed(&config, broker.as_ref(), &letters, &args.consent, "replay").await? {
+    if !announce(&config, broker.as_ref(), &letters, &args.consent, "replay").await? {
         return Ok(());
     }
     let records = once_each(&letters);
@@ -89,16 +89,16 @@ pub(super) async fn discard(common: &Common, args: &DlqDiscard) -> anyhow::Resul
     let config = config::load(common, &[])?;
     let broker = broker::broker(&config).await?;
     let letters = args.choice.letters(broker.as_ref()).await?;
-    if !agreed(&config, broker.as_ref(), &letters, &args.consent, "discard").await? {
+    if !announce(&config, broker.as_ref(), &letters, &args.consent, "discard").await? {
         return Ok(());
     }
     settle(broker.as_ref(), &letters, How::Discarded).await?;
     output::line(&format!("{} discarded", letters.len()))
 }
 
-/// Says what would be done to `letters`, asks, and writes it down; `false` where
-/// there is nothing to do, or not yet.
-async fn agreed(
+/// Says what would be done to `letters`, asks, and has it in the trail; `false`
+/// where there is nothing to do, or not yet.
+async fn announce(
     config: &Config,
     broker: &dyn Broker,
     letters: &[Letter],
@@ -119,7 +119,7 @@ async fn agreed(
     if consent.dry_run {
         return Ok(false);
     }
-    if !output::confirm(&format!("{what} {}?", letters.len()), consent.yes)? {
+    if !output::confirm(&format!("{what} {} letters?", letters.len()), consent.yes)? {
         bail!("nothing was done");
     }
     for of_topic in topics {

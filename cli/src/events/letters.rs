@@ -1,6 +1,6 @@
 //! The dead letters that are still to be dealt with.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use anyhow::ensure;
 use mesh::events::{
@@ -56,7 +56,8 @@ impl Letter {
             How::Discarded => "discarded",
         };
         let letter = &self.event.attributes;
-        let extensions = [(SETTLES, self.place()), (HOW, how.to_owned())];
+        let (partition, offset) = self.place();
+        let extensions = [(SETTLES, format!("{partition}/{offset}")), (HOW, how.to_owned())];
         let attributes = Attributes {
             id: uuid::Uuid::now_v7().to_string(),
             source: SOURCE.to_owned(),
@@ -74,9 +75,16 @@ impl Letter {
         Record { topic: self.delivery.topic.clone(), event }
     }
 
-    fn place(&self) -> String {
-        format!("{}/{}", self.delivery.partition, self.delivery.offset)
+    /// Its partition and offset.
+    fn place(&self) -> (i32, i64) {
+        (self.delivery.partition, self.delivery.offset)
     }
+}
+
+/// A place as [`SETTLES`] has it.
+fn parse(place: &str) -> Option<(i32, i64)> {
+    let (partition, offset) = place.split_once('/')?;
+    Some((partition.parse().ok()?, offset.parse().ok()?))
 }
 
 /// All letters of `topic`, or of every topic, that aren't dealt with.
@@ -90,21 +98,32 @@ pub(super) async fn letters(
         if topic.is_some_and(|topic| topic != of) {
             continue;
         }
-        let (mut letters, mut settled) = (Vec::new(), HashSet::new());
+        let mut letters: BTreeMap<(i32, i64), Letter> = BTreeMap::new();
+        // Of those that come later: a topic was given more partitions.
+        let mut settled = HashSet::new();
         let mut scan = Scan::of(broker, &status.name).await?;
         while let Some(deliveries) = scan.next().await? {
             for delivery in deliveries {
                 let Ok(event) = delivery.event.clone() else { continue };
                 let attributes = &event.attributes;
                 let is_ours = attributes.source == SOURCE && attributes.kind == KIND;
-                match attributes.extensions.get(SETTLES).filter(|_| is_ours) {
-                    Some(place) => drop(settled.insert(place.clone())),
-                    None => letters.push(Letter { topic: of.to_owned(), delivery, event }),
+                let settles = attributes.extensions.get(SETTLES).filter(|_| is_ours);
+                match settles.and_then(|place| parse(place)) {
+                    Some(place) => {
+                        if letters.remove(&place).is_none() {
+                            settled.insert(place);
+                        }
+                    }
+                    None => {
+                        let letter = Letter { topic: of.to_owned(), delivery, event };
+                        if !settled.contains(&letter.place()) {
+                            letters.insert(letter.place(), letter);
+                        }
+                    }
                 }
             }
         }
-        letters.retain(|letter| !settled.contains(&letter.place()));
-        all.extend(letters);
+        all.extend(letters.into_values());
     }
     Ok(all)
 }

@@ -13,20 +13,21 @@ use mesh::{
     },
     identity,
 };
-use tokio::time::{Interval, MissedTickBehavior};
+use tokio::time::Instant;
 
 use crate::args::Rate;
 
 /// How long one publish may take.
 const PUBLISH: Duration = Duration::from_secs(30);
-/// How many times a second events are published.
-const TURNS: u32 = 10;
+/// How many are published at once: a tenth of a second's, or this many.
+const BATCH: u32 = 500;
 
 /// Publishes at a rate, and shows how far it has got.
 pub(super) struct Publisher<'b> {
     broker: &'b dyn Broker,
-    turn: Interval,
-    per_turn: usize,
+    rate: u32,
+    /// When the next ones may go out.
+    due: Instant,
     bar: ProgressBar,
     done: usize,
 }
@@ -34,20 +35,19 @@ pub(super) struct Publisher<'b> {
 impl<'b> Publisher<'b> {
     /// Is to publish `count` records.
     pub(super) fn new(broker: &'b dyn Broker, rate: &Rate, count: usize) -> Self {
-        let per_turn = rate.rate.div_ceil(TURNS);
-        let mut turn = tokio::time::interval(Duration::from_secs(1) * per_turn / rate.rate);
-        turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let bar = match std::io::stderr().is_terminal() {
             true => ProgressBar::new(count as u64),
             false => ProgressBar::hidden(),
         };
-        Self { broker, turn, per_turn: per_turn as usize, bar, done: 0 }
+        Self { broker, rate: rate.rate, due: Instant::now(), bar, done: 0 }
     }
 
     /// Publishes `records`, in their order.
     pub(super) async fn publish(&mut self, records: &[Record]) -> anyhow::Result<()> {
-        for batch in records.chunks(self.per_turn) {
-            self.turn.tick().await;
+        for batch in records.chunks(self.rate.div_ceil(10).min(BATCH) as usize) {
+            tokio::time::sleep_until(self.due).await;
+            self.due = Instant::now()
+                + Duration::from_secs(1).mul_f64(batch.len() as f64 / f64::from(self.rate));
             publish(self.broker, batch.to_vec()).await.with_context(|| {
                 format!(
                     "{} were replayed; once more, without `--again`, replays the rest",

@@ -121,9 +121,8 @@ impl<'a> Wanted<'a> {
         }
         if !self.args.again && !records.is_empty() {
             let events: Vec<_> = records.iter().map(|record| &record.event.attributes).collect();
-            let lacking: HashSet<usize> = self.inbox.lacks(&events).await?.into_iter().collect();
-            let mut index = 0..;
-            records.retain(|_| index.next().is_some_and(|index| lacking.contains(&index)));
+            let lacking = self.inbox.lacks(&events).await?;
+            records = lacking.into_iter().map(|index| records[index].clone()).collect();
         }
         Ok(Some(records))
     }

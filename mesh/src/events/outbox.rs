@@ -232,6 +232,9 @@ impl Outbox {
 
     /// Counts what waits.
     pub(super) async fn count(&self) -> Result<(), Error> {
+        let seen = self.waiting.added();
+        // All that was added by now is committed, or rolled back, once this is.
+        self.store.transaction(|_| Box::pin(async { Ok::<_, Error>(()) })).await?;
         let counts = row::Entity::find()
             .select_only()
             .column_as(row::Column::SetAside.is_not_null(), "aside")
@@ -248,8 +251,7 @@ impl Outbox {
             Load { events: number(events), bytes: number(bytes) }
         };
         let (ready, aside) = (of(false), of(true));
-        let all = Load { events: ready.events + aside.events, bytes: ready.bytes + aside.bytes };
-        self.waiting.counted(all, aside.events);
+        self.waiting.counted(ready + aside, aside.events, seen);
         Ok(())
     }
 

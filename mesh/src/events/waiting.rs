@@ -1,9 +1,9 @@
 //! How much waits in an outbox, as of the last count and what was added and sent
 //! since.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    ops::{Add, Sub},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use crate::{config::OutboxConfig, telemetry::label};
@@ -18,10 +18,16 @@ pub(super) struct Load {
 /// What waits.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    events: AtomicU64,
-    bytes: AtomicU64,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    now: Load,
     /// Of them, how many the broker will never take as they are.
-    set_aside: AtomicU64,
+    set_aside: u64,
+    /// All that was ever added: tells what a count can't have seen.
+    added: Load,
 }
 
 impl Waiting {
@@ -53,38 +59,44 @@ impl Waiting {
         gauge(
             "omni.outbox.set_aside",
             "Events that the broker will never take as they are",
-            |waiting, _| waiting.set_aside.load(Ordering::Relaxed) as f64,
+            |waiting, _| waiting.counts().set_aside as f64,
         );
         waiting
     }
 
     pub(super) fn now(&self) -> Load {
-        Load {
-            events: self.events.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-        }
+        self.counts().now
     }
 
-    /// So much is there, and so many of it are set aside.
-    pub(super) fn counted(&self, now: Load, set_aside: u64) {
-        self.events.store(now.events, Ordering::Relaxed);
-        self.bytes.store(now.bytes, Ordering::Relaxed);
-        self.set_aside.store(set_aside, Ordering::Relaxed);
+    /// All that was added up to now, for [`counted`](Self::counted).
+    pub(super) fn added(&self) -> Load {
+        self.counts().added
+    }
+
+    /// So much was found, and so many of it are set aside. What was added after
+    /// `seen` may not be among them: it is counted as well, because too little
+    /// would let more in than fits.
+    pub(super) fn counted(&self, found: Load, set_aside: u64, seen: Load) {
+        let mut counts = self.counts();
+        counts.now = found + (counts.added - seen);
+        counts.set_aside = set_aside;
     }
 
     /// Some were added.
     pub(super) fn more(&self, load: Load) {
-        self.events.fetch_add(load.events, Ordering::Relaxed);
-        self.bytes.fetch_add(load.bytes, Ordering::Relaxed);
+        let mut counts = self.counts();
+        counts.now = counts.now + load;
+        counts.added = counts.added + load;
     }
 
     /// Some were sent, or dropped.
     pub(super) fn less(&self, load: Load) {
-        for (now, gone) in [(&self.events, load.events), (&self.bytes, load.bytes)] {
-            let left = |now: u64| Some(now.saturating_sub(gone));
-            // The closure always answers `Some`.
-            let _ = now.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left);
-        }
+        let mut counts = self.counts();
+        counts.now = counts.now - load;
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -93,6 +105,26 @@ impl Load {
     fn share(self, limits: &OutboxConfig) -> f64 {
         let share = |now: u64, limit: u64| now as f64 / limit.max(1) as f64;
         share(self.events, limits.limit).max(share(self.bytes, limits.bytes))
+    }
+}
+
+impl Add for Load {
+    type Output = Self;
+
+    fn add(self, more: Self) -> Self {
+        Self { events: self.events + more.events, bytes: self.bytes + more.bytes }
+    }
+}
+
+impl Sub for Load {
+    type Output = Self;
+
+    /// Nothing is less than none.
+    fn sub(self, less: Self) -> Self {
+        Self {
+            events: self.events.saturating_sub(less.events),
+            bytes: self.bytes.saturating_sub(less.bytes),
+        }
     }
 }
 
@@ -108,5 +140,15 @@ mod tests {
         assert!((waiting.now().share(&limits) - 0.9).abs() < 1e-9);
         waiting.less(Load { events: 3, bytes: 800 });
         assert_eq!(waiting.now(), Load { events: 0, bytes: 100 });
+    }
+    #[test]
+    fn a_count_adds_what_it_may_not_have_seen() {
+        let limits = OutboxConfig { limit: 10, bytes: 1000, drop_oldest: vec![] };
+        let waiting = Waiting::new("test", &limits);
+        waiting.more(Load { events: 2, bytes: 20 });
+        let seen = waiting.added();
+        waiting.more(Load { events: 3, bytes: 30 });
+        waiting.counted(Load { events: 1, bytes: 10 }, 0, seen);
+        assert_eq!(waiting.now(), Load { events: 4, bytes: 40 });
     }
 }

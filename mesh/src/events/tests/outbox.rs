@@ -107,3 +107,26 @@ async fn what_was_rolled_back_does_not_fill_the_outbox_for_good() {
     until("it is counted anew", || bench.outbox.pending() == 0).await;
     bench.end().await;
 }
+
+#[tokio::test]
+async fn a_count_misses_nothing_that_is_on_its_way() {
+    let bench = Bench::quiet(limits(2, 100, &[])).await;
+    let inside = bench.outbox.clone();
+    let (added, adds) = tokio::sync::oneshot::channel();
+    let slow = bench.outbox.store().transaction(move |tx| {
+        Box::pin(async move {
+            inside.add(tx, vec![Outgoing::new(TOPIC, event("k", "1", ""))]).await?;
+            added.send(()).expect("the test waits for it");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            Ok::<_, Error>(())
+        })
+    });
+    let count = async {
+        adds.await.unwrap();
+        bench.outbox.count().await.unwrap();
+        assert_eq!(bench.outbox.pending(), 1);
+    };
+    let (written, ()) = tokio::join!(slow, count);
+    written.unwrap();
+    bench.end().await;
+}
