@@ -47,6 +47,11 @@ webhooks *args:
     cargo build --release -p cli
     cargo run --release -p benches --features peers --bin webhooks -- {{args}}
 
+# What an event costs from the outbox to its consumer, and whether that grows with
+# what is stored; `--kafka kafka://…` for Kafka, too
+events *args:
+    cargo run --release -p benches --features peers --bin events -- {{args}}
+
 # Everything in one process
 up *args:
     cargo run --release -- up {{args}}

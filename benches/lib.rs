@@ -1,9 +1,12 @@
 //! Benchmarks, of two kinds: `just bench` times what runs for every call and
-//! every event (`kernel.rs`), and `just peers` runs the mesh side by side with
-//! tonic and Envoy (`peers/`). Here is what both would reckon with, apart from
-//! measuring: [`spread`] and [`document`].
+//! every event (`kernel.rs`); `just peers` (`peers/`), `just webhooks`
+//! (`webhooks/`) and `just events` (`events/`) run all of it side by side with
+//! others. Here is what these reckon with, apart from measuring: [`spread`] and
+//! [`document`], and how they send at a rate: `pace`.
 
 pub mod document;
 #[cfg(feature = "peers")]
 pub mod machine;
+#[cfg(feature = "peers")]
+pub mod pace;
 pub mod spread;

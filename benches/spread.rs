@@ -1,6 +1,6 @@
 //! What is said of many measurements in few numbers.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 /// The smallest, the middle and the largest of some measurements.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,6 +22,33 @@ impl Spread {
         let upper = values.len() / 2;
         let lower = (values.len() - 1) / 2;
         Some(Self { min, median: f64::midpoint(values[lower], values[upper]), max })
+    }
+}
+
+/// How long things took: half of them, all but one in a hundred, all.
+#[derive(Clone, Copy, Debug)]
+pub struct Latency {
+    /// Half of them took no longer.
+    pub p50: Duration,
+    /// One in a hundred took longer.
+    pub p99: Duration,
+    /// The longest.
+    pub max: Duration,
+}
+
+impl Latency {
+    /// That of what `took` so long.
+    pub fn of(mut took: Vec<Duration>) -> Self {
+        took.sort_unstable();
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| percentile(&took, share));
+        Self { p50, p99, max }
+    }
+}
+
+impl fmt::Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { p50, p99, max } = self;
+        write!(f, "p50 {p50:.2?}, p99 {p99:.2?}, max {max:.2?}")
     }
 }
 

@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+mod alerts;
 #[allow(dead_code, unused_imports, reason = "each target runs the tests that fit it")]
 mod fleet;
+mod secure_kafka;
 mod suite;
 
 mod real {

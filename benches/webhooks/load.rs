@@ -2,14 +2,12 @@
 //! kept, each with an id of its own.
 
 use std::{
-    fmt,
     net::SocketAddr,
-    num::NonZeroU64,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
-use benches::spread::percentile;
+use benches::{pace::pace, spread::Latency};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use tokio::{
@@ -31,21 +29,6 @@ pub(crate) struct Sender {
     /// A request up to the delivery's digits, and after them.
     head: Vec<u8>,
     tail: Vec<u8>,
-}
-
-/// How long answers took: half of them, all but one in a hundred, all.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Latency {
-    pub(crate) p50: Duration,
-    pub(crate) p99: Duration,
-    pub(crate) max: Duration,
-}
-
-impl fmt::Display for Latency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { p50, p99, max } = self;
-        write!(f, "p50 {p50:.2?}, p99 {p99:.2?}, max {max:.2?}")
-    }
 }
 
 impl Sender {
@@ -126,30 +109,17 @@ impl Sender {
                 anyhow::Ok(took)
             });
         }
-        // A thread of its own: the runtime's timers know only whole milliseconds.
-        let pacing = tokio::task::spawn_blocking(move || {
-            // By default the system joins wakeups that are up to 50 µs apart.
-            rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
-            let begun = Instant::now();
-            let mut due = begun;
-            for (number, queue) in queues.iter().cycle().enumerate() {
-                if due - begun >= time {
-                    break;
-                }
-                std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                queue.send((number, due)).context("a connection has ended")?;
-                due += Duration::from_secs(1) / rate;
-            }
-            anyhow::Ok(())
-        });
-        pacing.await??;
+        let connections = queues.len();
+        pace(rate, time, move |number, due| {
+            let queue = &queues[number % connections];
+            queue.send((number, due)).context("a connection has ended")
+        })
+        .await?;
         let mut took = Vec::new();
         while let Some(ended) = all.join_next().await {
             took.extend(ended??);
         }
-        took.sort_unstable();
-        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| percentile(&took, share));
-        Ok(Latency { p50, p99, max })
+        Ok(Latency::of(took))
     }
 
     async fn connect(&self) -> anyhow::Result<Connection> {

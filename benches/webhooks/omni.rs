@@ -80,7 +80,7 @@ impl Omni {
         loop {
             let published = self.broker.topics().await?;
             let published = published.iter().find(|topic| topic.name == TOPIC).map(|t| t.events);
-            let groups = self.broker.groups(Some(GROUP)).await?;
+            let groups = self.broker.group(GROUP, TOPIC).await?;
             let lag: i64 = groups.iter().filter(|g| g.topic == TOPIC).map(|g| g.lag).sum();
             if published >= Some(acknowledged) && lag == 0 {
                 return Ok(begun.elapsed());

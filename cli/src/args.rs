@@ -169,6 +169,7 @@ pub(crate) enum EventsCommand {
     /// List the topics
     Topics(Listing),
     /// Show how far each group of consumers has got
+    #[command(visible_alias = "lag")]
     Groups(Listing),
     /// Tell the story of one correlation, over all topics
     Trace(EventsTrace),

@@ -119,6 +119,11 @@ install_kcat() {
   link_tool kcat
 }
 
+install_prometheus() {
+  command -v prometheus >/dev/null || install_debian prometheus prometheus
+  link_tool prometheus
+}
+
 install_grpcurl() { install_go grpcurl github.com/fullstorydev/grpcurl/cmd/grpcurl '' 'about 1 min'; }
 
 # Only the benchmarks' peer: nothing of OmniBridge runs on it. The package's own script only looks for the program.

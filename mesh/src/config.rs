@@ -53,6 +53,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// The consul agent's settings.
     pub consul: ConsulConfig,
+    /// How Kafka is reached.
+    pub kafka: KafkaConfig,
     /// The outbox's limits.
     pub outbox: OutboxConfig,
     /// The `dev` authority's settings.
@@ -90,6 +92,41 @@ pub struct ConsulConfig {
     /// minute at least, by Consul's own rule.
     #[serde(with = "humantime_serde")]
     pub deregister_after: Duration,
+}
+
+/// How Kafka is reached: in the clear unless set otherwise.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KafkaConfig {
+    /// Whether by TLS, where brokers must prove that they are who they are called.
+    pub tls: bool,
+    /// The roots to judge brokers by, in PEM; the system's unless set.
+    pub ca: Option<String>,
+    /// The certificate to show them, in PEM, and those between it and its root.
+    pub certificate: Option<String>,
+    /// The certificate's key, in PEM.
+    pub key: Option<SecretString>,
+    /// How the user is authenticated.
+    pub mechanism: Mechanism,
+    /// The user; none where brokers don't ask.
+    pub username: Option<String>,
+    /// The user's password.
+    pub password: Option<SecretString>,
+}
+
+/// A mechanism of SASL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum Mechanism {
+    /// The password itself is sent.
+    #[serde(rename = "PLAIN")]
+    Plain,
+    /// The password is proven by a challenge's hash.
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    /// As that, with a longer hash.
+    #[default]
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
 }
 
 /// Limits of the outbox.

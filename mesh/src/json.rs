@@ -2,7 +2,7 @@
 
 use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor};
 
-use crate::descriptors::POOL;
+use crate::{descriptors::POOL, sensitive::redact};
 
 /// Why a message can't go to or from JSON.
 #[derive(Debug, thiserror::Error)]
@@ -23,13 +23,14 @@ fn descriptor<M: prost::Name>() -> Result<MessageDescriptor, JsonError> {
     POOL.get_message_by_name(&name).ok_or(JsonError::Unknown(name))
 }
 
-/// `message` in proto3 JSON.
+/// `message` in proto3 JSON, without what its fields declare sensitive.
 ///
 /// # Errors
 /// When it is none of `api`'s.
-pub fn encode<M: prost::Name>(message: &M) -> Result<Vec<u8>, JsonError> {
+pub fn encode_redacted<M: prost::Name>(message: &M) -> Result<Vec<u8>, JsonError> {
     let mut dynamic = DynamicMessage::new(descriptor::<M>()?);
     dynamic.transcode_from(message)?;
+    redact(&mut dynamic);
     Ok(serde_json::to_vec(&dynamic)?)
 }
 

@@ -25,6 +25,7 @@ mod pace;
 pub mod page;
 pub mod policy;
 pub mod registry;
+mod sensitive;
 pub mod server;
 pub mod service;
 pub mod status;

@@ -175,8 +175,8 @@ impl ConsulAgent {
     }
 }
 
-/// Four different ports of loopback that nobody has.
-fn free_ports() -> [u16; 4] {
+/// Different ports of loopback that nobody has.
+pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
     let first = PORTS.start + (uuid::Uuid::now_v7().as_u128() % 9000) as u16;
     let mut free = (first..PORTS.end).chain(PORTS).filter(|port| {
         // The gossip is by UDP as well.

@@ -26,7 +26,7 @@ pub enum Backends {
         /// The data directory.
         data: PathBuf,
         /// Holds the broker's write lock while it is `Some`: the broker is away.
-        held: tokio::sync::Mutex<Option<DatabaseConnection>>,
+        held: tokio::sync::Mutex<Option<WriteLock>>,
     },
     /// Fakes in this process that speak the real protocols.
     Fakes {
@@ -104,13 +104,7 @@ impl Backends {
     pub async fn stop_broker(&self) {
         match self {
             Self::Embedded { data, held } => {
-                let file = data.join("events/broker.db");
-                let url = format!("sqlite://{}?mode=rw", file.display());
-                let mut options = sea_orm::ConnectOptions::new(url);
-                options.max_connections(1);
-                let connection = Database::connect(options).await.expect("the broker's file opens");
-                connection.execute_unprepared("BEGIN IMMEDIATE").await.expect("its lock is free");
-                *held.lock().await = Some(connection);
+                *held.lock().await = Some(WriteLock::take(&data.join("events/broker.db")).await);
             }
             Self::Fakes { kafka, .. } => kafka.set_up(false),
             Self::Real(told) => backend(told, "stop", "kafka"),
@@ -124,9 +118,7 @@ impl Backends {
     pub async fn start_broker(&self) {
         match self {
             Self::Embedded { held, .. } => {
-                let connection = held.lock().await.take().expect("it was stopped");
-                connection.execute_unprepared("ROLLBACK").await.expect("it is ours");
-                connection.close().await.expect("it is ours");
+                held.lock().await.take().expect("it was stopped").give_back().await;
             }
             Self::Fakes { kafka, .. } => kafka.set_up(true),
             Self::Real(told) => backend(told, "start", "kafka"),
@@ -250,6 +242,32 @@ impl Backends {
                 );
             }
         }
+    }
+}
+
+/// The write lock of an SQLite database: nobody else writes to it.
+pub struct WriteLock(DatabaseConnection);
+
+impl WriteLock {
+    /// Takes the one of `file`.
+    ///
+    /// # Panics
+    /// When it can't be had.
+    pub async fn take(file: &Path) -> Self {
+        let mut options = ConnectOptions::new(format!("sqlite://{}?mode=rw", file.display()));
+        options.max_connections(1);
+        let connection = Database::connect(options).await.expect("the file opens");
+        connection.execute_unprepared("BEGIN IMMEDIATE").await.expect("its lock is free");
+        Self(connection)
+    }
+
+    /// Lets others write again.
+    ///
+    /// # Panics
+    /// When the connection is lost.
+    pub async fn give_back(self) {
+        self.0.execute_unprepared("ROLLBACK").await.expect("it is ours");
+        self.0.close().await.expect("it is ours");
     }
 }
 

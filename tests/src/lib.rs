@@ -3,7 +3,8 @@
 //!
 //! In reading order: [`layout`], [`backends`], [`mesh`], [`process`],
 //! [`traces`], [`tls`]; and for faults under load [`ground`], [`agent`],
-//! [`proxy`], [`fleet`], [`load`]; for events under kill -9 [`chaos`].
+//! [`proxy`], [`fleet`], [`load`]; for events under kill -9 [`chaos`]; for alerts
+//! [`prometheus`]; for a broker that asks who one is [`kafka`].
 
 pub mod agent;
 pub mod backends;
@@ -11,10 +12,12 @@ pub mod chaos;
 pub mod fault;
 pub mod fleet;
 pub mod ground;
+pub mod kafka;
 pub mod layout;
 pub mod load;
 pub mod mesh;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod tls;
 pub mod traces;

@@ -351,10 +351,21 @@ impl Mesh {
     }
 
     /// As [`Mesh::post`], with further headers, which win over the usual ones.
+    pub async fn post_with(&self, delivery: &str, body: &[u8], more: &[(&str, &str)]) -> Answer {
+        self.post_to(self.address("gateway"), delivery, body, more).await
+    }
+
+    /// As [`Mesh::post_with`], to a gateway whose address is known.
     ///
     /// # Panics
     /// When the gateway doesn't answer at all.
-    pub async fn post_with(&self, delivery: &str, body: &[u8], more: &[(&str, &str)]) -> Answer {
+    pub async fn post_to(
+        &self,
+        gateway: SocketAddr,
+        delivery: &str,
+        body: &[u8],
+        more: &[(&str, &str)],
+    ) -> Answer {
         let mut headers = HashMap::from([
             ("content-type", "application/json".to_owned()),
             ("x-github-event", "push".to_owned()),
@@ -362,7 +373,6 @@ impl Mesh {
             ("x-hub-signature-256", signature(body)),
         ]);
         headers.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
-        let gateway = self.address("gateway");
         self.send(&format!("http://{gateway}/hooks/demo"), headers, body).await
     }
 
@@ -441,7 +451,11 @@ impl Mesh {
         }
     }
 
-    fn write_policy(&self, policy: &str) {
+    /// Sets intentions and routes, where they are kept in the configuration's file.
+    ///
+    /// # Panics
+    /// When there is no room.
+    pub fn write_policy(&self, policy: &str) {
         let file = self.data.path().join("omni.toml");
         std::fs::write(file, format!("{policy}{SOURCES}")).expect("there is room");
     }

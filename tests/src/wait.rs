@@ -14,8 +14,23 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Asks `probe` until it answers `Ok`, and answers that.
 ///
 /// # Panics
-/// When the deadline passes, with what `probe` said last.
-pub async fn until<T, E: Debug, F>(what: &str, mut probe: impl FnMut() -> F) -> T
+/// When [`DEADLINE`] passes, with what `probe` said last.
+pub async fn until<T, E: Debug, F>(what: &str, probe: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, E>>,
+{
+    within(DEADLINE, what, probe).await
+}
+
+/// As [`until`], with a deadline of its own.
+///
+/// # Panics
+/// When it passes, with what `probe` said last.
+pub async fn within<T, E: Debug, F>(
+    deadline: Duration,
+    what: &str,
+    mut probe: impl FnMut() -> F,
+) -> T
 where
     F: Future<Output = Result<T, E>>,
 {
@@ -23,8 +38,8 @@ where
     loop {
         match probe().await {
             Ok(value) => return value,
-            Err(why) if begun.elapsed() > DEADLINE => {
-                panic!("{what} doesn't hold after {DEADLINE:?}: {why:?}")
+            Err(why) if begun.elapsed() > deadline => {
+                panic!("{what} doesn't hold after {deadline:?}: {why:?}")
             }
             Err(_) => tokio::time::sleep(PAUSE).await,
         }

@@ -10,9 +10,9 @@ use mesh::events::{
 use serde_json::{Value, json};
 use tests::{Layout, Mesh, mesh::new_id, until};
 
-pub async fn what_a_consumer_gives_up_on_is_listed_replayed_and_discarded(layout: Layout) {
-    let mesh = Mesh::start(layout).await;
-    // Poison: it says what it isn't.
+/// Publishes what no consumer can handle, and answers its id.
+pub async fn publish_poison(mesh: &Mesh) -> String {
+    // It says what it isn't.
     let mut poison = Event::typed("/tests", new_id(), &AuditEvent::default()).unwrap();
     poison.data = "[]".into();
     let id = poison.attributes.id.clone();
@@ -21,6 +21,12 @@ pub async fn what_a_consumer_gives_up_on_is_listed_replayed_and_discarded(layout
     for published in broker.publish(vec![record], Duration::from_secs(30)).await {
         published.unwrap();
     }
+    id
+}
+
+pub async fn what_a_consumer_gives_up_on_is_listed_replayed_and_discarded(layout: Layout) {
+    let mesh = Mesh::start(layout).await;
+    let id = publish_poison(&mesh).await;
     let json = |args: &[&str]| {
         let output = mesh.omni(args);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -98,7 +98,7 @@ async fn topics(common: &Common, args: &Listing) -> anyhow::Result<()> {
 /// Shows how far each group has got.
 async fn groups(common: &Common, args: &Listing) -> anyhow::Result<()> {
     let config = config::load(common, &[])?;
-    let groups = broker::broker(&config).await?.groups(None).await?;
+    let groups = broker::broker(&config).await?.groups().await?;
     if args.json {
         return output::json(&groups);
     }

@@ -56,8 +56,8 @@ pub struct Attributes {
 }
 
 impl Event {
-    /// A typed event: `message` in proto3 JSON, `type` and `dataschema` its full
-    /// name, which has its version in it.
+    /// A typed event: `message` in proto3 JSON without what its fields declare
+    /// sensitive, `type` and `dataschema` its full name, which has its version in it.
     ///
     /// # Errors
     /// When `message` is none of `api`'s, or doesn't say there that it is for
@@ -73,7 +73,8 @@ impl Event {
                 "`{name}` needs the option `(omnibridge.common.v1.event) = true`"
             )));
         }
-        let json = crate::json::encode(message).map_err(|why| Error::Event(why.to_string()))?;
+        let json =
+            crate::json::encode_redacted(message).map_err(|why| Error::Event(why.to_string()))?;
         Ok(Self {
             attributes: Attributes {
                 id: uuid::Uuid::now_v7().to_string(),

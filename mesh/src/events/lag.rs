@@ -14,10 +14,11 @@ const INTERVAL: Duration = Duration::from_secs(15);
 /// How long a group may stand still before events that wait for it.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 
-/// Reports the lag of `group` until `stop`.
+/// Reports the lag of `group` in the topics that match `pattern`, until `stop`.
 pub(super) async fn report(
     service: Arc<str>,
     group: String,
+    pattern: String,
     broker: Arc<dyn Broker>,
     stop: CancellationToken,
 ) {
@@ -34,7 +35,7 @@ pub(super) async fn report(
             () = stop.cancelled() => return,
         }
         let asked = tokio::select! {
-            asked = broker.groups(Some(&group)) => asked,
+            asked = broker.group(&group, &pattern) => asked,
             () = stop.cancelled() => return,
         };
         let statuses = match asked {

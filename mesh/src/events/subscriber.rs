@@ -7,6 +7,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use opentelemetry::metrics::Counter;
 use sea_orm::{DatabaseTransaction, TransactionTrait as _};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +24,10 @@ use super::{
 use crate::{
     Error,
     backoff::jittered,
-    telemetry::trace::{self, Kind},
+    telemetry::{
+        label,
+        trace::{self, Kind},
+    },
 };
 
 /// How many deliveries are taken, and handled in one transaction, at once.
@@ -87,6 +91,7 @@ pub struct Subscriber {
     handler: Arc<dyn Handler>,
     outbox: Outbox,
     broker: Arc<dyn Broker>,
+    letters: Counter<u64>,
     /// How long the effect of one event may take, and that of many together.
     pub(super) effect_limit: Duration,
 }
@@ -100,14 +105,19 @@ impl Subscriber {
         outbox: Outbox,
         broker: Arc<dyn Broker>,
     ) -> Self {
+        let letters = opentelemetry::global::meter("omnibridge")
+            .u64_counter("omni.consumer.dead_letters")
+            .with_description("Events that went to the dead letters")
+            .build();
         let (service, pattern, effect_limit) = (service.into(), pattern.into(), EFFECT_LIMIT);
-        Self { service, pattern, handler, outbox, broker, effect_limit }
+        Self { service, pattern, handler, outbox, broker, letters, effect_limit }
     }
 
     /// Consumes until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let (service, broker) = (self.service.clone(), self.broker.clone());
-        tokio::join!(lag::report(service, self.group(), broker, stop.clone()), async {
+        let (service, pattern) = (self.service.clone(), self.pattern.clone());
+        let broker = self.broker.clone();
+        tokio::join!(lag::report(service, self.group(), pattern, broker, stop.clone()), async {
             tokio::select! {
                 () = self.consume() => {}
                 () = stop.cancelled() => {}
@@ -263,19 +273,26 @@ impl Subscriber {
         let letter = dead_letter(delivery, &self.group(), why, attempts);
         let (outbox, group, place) = (self.outbox.clone(), self.group(), place(delivery));
         let attributes = delivery.event.as_ref().ok().map(|event| event.attributes.clone());
-        self.outbox
-            .store()
-            .transaction(move |tx| {
-                Box::pin(async move {
-                    if let Some(attributes) = attributes
-                        && !mark_buried(tx, &group, &attributes, place).await?
-                    {
-                        return Ok(());
-                    }
-                    outbox.add(tx, vec![letter]).await
-                })
+        let burial = self.outbox.store().transaction(move |tx| {
+            Box::pin(async move {
+                if let Some(attributes) = attributes
+                    && !mark_buried(tx, &group, &attributes, place).await?
+                {
+                    return Ok(());
+                }
+                outbox.add(tx, vec![letter]).await
             })
-            .await
+        });
+        burial.await?;
+        self.letters.add(
+            1,
+            &[
+                label("service", self.service.to_string()),
+                label("group", self.group()),
+                label("topic", delivery.topic.clone()),
+            ],
+        );
+        Ok(())
     }
 }
 

@@ -14,7 +14,7 @@ mod tests;
 mod trust;
 mod verify;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use async_trait::async_trait;
 use rustls::{
@@ -31,7 +31,7 @@ pub use self::{
     trust::Trust,
     verify::{InvalidPeer, peer_id},
 };
-use crate::{Error, config::Config};
+use crate::{Error, config::Config, telemetry::label};
 
 /// Gives identities, and keeps them fresh.
 #[async_trait]
@@ -87,6 +87,41 @@ impl Identity {
     /// What a handshake that begins now is judged by, and from then on its peer.
     pub fn trust(&self) -> Trust {
         Trust::of(self)
+    }
+
+    /// Reports when the leaf of `service` begins and ends being valid, as long as
+    /// the answer lives.
+    pub(crate) fn report(&self, service: &'static str) -> Arc<Self> {
+        let reported = Arc::new(self.clone());
+        let meter = opentelemetry::global::meter("omnibridge");
+        for (name, about, at) in [
+            (
+                "omni.certificate.not_before",
+                "When the certificate begins to be valid, in Unix time",
+                (|leaf| leaf.not_before) as fn(&Material) -> SystemTime,
+            ),
+            (
+                "omni.certificate.not_after",
+                "When the certificate ends being valid, in Unix time",
+                |leaf| leaf.not_after,
+            ),
+        ] {
+            // What held it any firmer would have it renewed for ever.
+            let identity = Arc::downgrade(&reported);
+            meter
+                .f64_observable_gauge(name)
+                .with_unit("s")
+                .with_description(about)
+                .with_callback(move |observer| {
+                    if let Some(identity) = identity.upgrade() {
+                        let time = at(&identity.current()).duration_since(SystemTime::UNIX_EPOCH);
+                        let time = time.unwrap_or_default().as_secs_f64();
+                        observer.observe(time, &[label("service", service)]);
+                    }
+                })
+                .build();
+        }
+        reported
     }
 
     /// Waits until leaf or roots change; never returns when they can't any more.

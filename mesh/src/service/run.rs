@@ -58,6 +58,8 @@ struct Running {
     stop_server: CancellationToken,
     relay: TaskTracker,
     stop_relay: CancellationToken,
+    /// Keeps the certificate's metrics.
+    _reported: Arc<Identity>,
     /// Cancel what may still run when this goes.
     _guards: [DropGuard; 4],
 }
@@ -72,6 +74,7 @@ impl Running {
         let config = &process.config;
         let name = descriptor.name;
         let identity = process.authority.identity(name).await?;
+        let reported = identity.report(name);
         let outbox = match descriptor.migrations {
             Some(migrations) => {
                 let store = Arc::new(Store::open(config, name, migrations).await?);
@@ -166,6 +169,7 @@ impl Running {
             stop_server,
             relay,
             stop_relay,
+            _reported: reported,
             _guards: guards,
         })
     }

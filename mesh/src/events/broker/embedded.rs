@@ -111,6 +111,37 @@ impl EmbeddedBroker {
         })
     }
 
+    /// How far `group` has got, which has handled what matches `pattern` up to `seq`.
+    async fn status(
+        &self,
+        group: &str,
+        pattern: &str,
+        seq: i64,
+    ) -> Result<Vec<GroupStatus>, Error> {
+        let topics = topic::Entity::find().order_by_asc(topic::Column::Name);
+        let topics = topics.all(self.store.read()).await?;
+        let behind: Vec<(String, i64)> = log::Entity::find()
+            .select_only()
+            .column(log::Column::Topic)
+            .column_as(log::Column::Seq.count(), "lag")
+            .filter(matching(pattern))
+            .filter(log::Column::Seq.gt(seq))
+            .group_by(log::Column::Topic)
+            .into_tuple()
+            .all(self.store.read())
+            .await?;
+        let lag = |topic: &str| behind.iter().find(|of| of.0 == topic).map_or(0, |of| of.1);
+        let read = topics.iter().filter(|topic| super::matches(pattern, &topic.name));
+        let statuses = read.map(|topic| GroupStatus {
+            group: group.to_owned(),
+            topic: topic.name.clone(),
+            partition: 0,
+            position: seq + 1,
+            lag: lag(&topic.name),
+        });
+        Ok(statuses.collect())
+    }
+
     fn reader(&self, pattern: &str, position: i64) -> Result<Reader, Error> {
         Ok(Reader::new(self.store.clone(), pattern, position, files::watch(&self.folder)?))
     }
@@ -232,36 +263,18 @@ impl Broker for EmbeddedBroker {
         Ok([(0, (first.unwrap_or(next), next))].into())
     }
 
-    async fn groups(&self, only: Option<&str>) -> Result<Vec<GroupStatus>, Error> {
-        let topics = topic::Entity::find().order_by_asc(topic::Column::Name);
-        let topics = topics.all(self.store.read()).await?;
+    async fn groups(&self) -> Result<Vec<GroupStatus>, Error> {
+        let offsets = offset::Entity::find().order_by_asc(offset::Column::GroupName);
         let mut groups = Vec::new();
-        let mut offsets = offset::Entity::find().order_by_asc(offset::Column::GroupName);
-        if let Some(only) = only {
-            offsets = offsets.filter(offset::Column::GroupName.eq(only));
-        }
         for group in offsets.all(self.store.read()).await? {
-            let behind: Vec<(String, i64)> = log::Entity::find()
-                .select_only()
-                .column(log::Column::Topic)
-                .column_as(log::Column::Seq.count(), "lag")
-                .filter(matching(&group.pattern))
-                .filter(log::Column::Seq.gt(group.seq))
-                .group_by(log::Column::Topic)
-                .into_tuple()
-                .all(self.store.read())
-                .await?;
-            let lag = |topic: &str| behind.iter().find(|of| of.0 == topic).map_or(0, |of| of.1);
-            let read = topics.iter().filter(|topic| super::matches(&group.pattern, &topic.name));
-            groups.extend(read.map(|topic| GroupStatus {
-                group: group.group_name.clone(),
-                topic: topic.name.clone(),
-                partition: 0,
-                position: group.seq + 1,
-                lag: lag(&topic.name),
-            }));
+            groups.extend(self.status(&group.group_name, &group.pattern, group.seq).await?);
         }
         Ok(groups)
+    }
+
+    async fn group(&self, group: &str, pattern: &str) -> Result<Vec<GroupStatus>, Error> {
+        let offset = offset::Entity::find_by_id(group).one(self.store.read()).await?;
+        self.status(group, pattern, offset.map_or(0, |offset| offset.seq)).await
     }
 
     async fn topics(&self) -> Result<Vec<TopicStatus>, Error> {

@@ -55,12 +55,19 @@ pub trait Broker: Send + Sync + 'static {
     /// When the broker can't be reached.
     async fn topics(&self) -> Result<Vec<TopicStatus>, Error>;
 
-    /// How far all groups, or `only` one, have got in their topics, by name,
+    /// How far all groups have got in the topics that they have begun, by name,
     /// topic and partition.
     ///
     /// # Errors
     /// When the broker can't be reached.
-    async fn groups(&self, only: Option<&str>) -> Result<Vec<GroupStatus>, Error>;
+    async fn groups(&self) -> Result<Vec<GroupStatus>, Error>;
+
+    /// How far `group` has got in all topics that match `pattern`, by topic and
+    /// partition.
+    ///
+    /// # Errors
+    /// When the broker can't be reached.
+    async fn group(&self, group: &str, pattern: &str) -> Result<Vec<GroupStatus>, Error>;
 }
 
 /// An event and the topic it goes to.

@@ -130,3 +130,23 @@ async fn a_count_misses_nothing_that_is_on_its_way() {
     written.unwrap();
     bench.end().await;
 }
+
+#[tokio::test]
+async fn another_relay_goes_on_where_one_ended() {
+    let bench = Bench::quiet(limits(1000, 1 << 20, &[])).await;
+    let first = bench.relay();
+    let mut sent = Vec::new();
+    for number in 0..30 {
+        match number {
+            10 => drop(bench.relay()),
+            20 => first.cancel(),
+            _ => {}
+        }
+        let id = number.to_string();
+        add(&bench.outbox, TOPIC, &id, 10).await.unwrap();
+        sent.push(id);
+    }
+    until("all went out", || bench.outbox.pending() == 0).await;
+    assert_eq!(ids(&bench.events(TOPIC, 30).await), sent);
+    bench.end().await;
+}

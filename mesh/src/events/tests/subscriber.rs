@@ -9,6 +9,7 @@ use super::*;
 use crate::{
     Error,
     events::{
+        Outgoing,
         broker::Delivery,
         inbox::{forget, mark, mark_buried, mark_handled, place},
     },
@@ -96,6 +97,28 @@ async fn a_version_that_cant_be_read_is_given_up_on_at_once() {
     let said = &letter.attributes.extensions;
     assert_eq!(said["dlqattempts"], "1");
     assert!(said["dlqreason"].contains("it holds `t.v2.T`"), "{said:?}");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn what_can_not_be_buried_yet_is_not_passed_over() {
+    let limits = OutboxConfig { limit: 1, bytes: 1 << 20, drop_oldest: vec![] };
+    let bench = Bench::quiet(limits).await;
+    let (inside, full) = (bench.outbox.clone(), Outgoing::new("other", event("k", "1", "")));
+    let fill = bench
+        .outbox
+        .store()
+        .transaction(move |tx| Box::pin(async move { inside.add(tx, vec![full]).await }));
+    fill.await.unwrap();
+    let seen = Seen::new(poison);
+    bench.subscribe(seen.clone());
+    bench.publish(vec![event("a", "a1", "poison"), event("a", "a2", "")]).await;
+    until("its last try is over", || seen.tries().len() > 6).await;
+    assert!(!seen.tries().contains(&"a2".to_owned()), "it keeps its place: {:?}", seen.tries());
+    bench.letters(0).await;
+    bench.relay();
+    assert_eq!(bench.letters(1).await[0].attributes.id, "a1");
+    until("the next one is handled", || seen.tries().contains(&"a2".to_owned())).await;
     bench.end().await;
 }
 
@@ -283,7 +306,7 @@ async fn all_poison_and_nothing_else_is_dead_and_comes_back_as_it_was() {
 async fn until_committed(bench: &Bench, count: i64) {
     let begun = Instant::now();
     loop {
-        let groups = bench.broker.groups(Some("test.hooks.test")).await.unwrap();
+        let groups = bench.broker.group("test.hooks.test", TOPIC).await.unwrap();
         if groups.iter().any(|of| of.topic == TOPIC && of.position > count) {
             return;
         }

@@ -93,19 +93,20 @@ async fn a_scan_ends_and_a_groups_lag_is_told() {
 
     let mut member = broker.subscribe("g", "hooks.*").await.unwrap();
     let (_, deliveries) = next(member.as_mut()).await;
-    assert_eq!(broker.groups(None).await.unwrap(), [], "it hasn't begun");
+    assert_eq!(broker.groups().await.unwrap(), [], "it hasn't begun");
     member.commit(&deliveries[..2].iter().collect::<Vec<_>>()).await.unwrap();
-    let status = |topic: &str, lag| GroupStatus {
-        group: "g".into(),
+    let status = |group: &str, topic: &str, position, lag| GroupStatus {
+        group: group.into(),
         topic: topic.into(),
         partition: 0,
-        position: 3,
+        position,
         lag,
     };
-    let both = [status("hooks.a", 1), status("hooks.b", 1)];
-    assert_eq!(broker.groups(None).await.unwrap(), both);
-    assert_eq!(broker.groups(Some("g")).await.unwrap(), both);
-    assert_eq!(broker.groups(Some("h")).await.unwrap(), []);
+    let both = [status("g", "hooks.a", 3, 1), status("g", "hooks.b", 3, 1)];
+    assert_eq!(broker.groups().await.unwrap(), both);
+    assert_eq!(broker.group("g", "hooks.*").await.unwrap(), both);
+    let unbegun = [status("h", "hooks.a", 1, 3)];
+    assert_eq!(broker.group("h", "hooks.a").await.unwrap(), unbegun);
 }
 
 #[tokio::test]

@@ -124,7 +124,7 @@ impl Plan {
                 if let Some(hidden) = hidden {
                     config.set("topic.blacklist", hidden);
                 }
-                let client = config.create_with_context(Log);
+                let client = config.create_with_context(Log::default());
                 client.and_then(|client: StreamConsumer<Log>| {
                     client.subscribe(&[&subscription])?;
                     Ok(client)
@@ -133,7 +133,7 @@ impl Plan {
             Self::Tail { places } => {
                 // librdkafka demands the name of a group; nothing joins it.
                 let config = settings.consumer("omnibridge-tail");
-                let client = config.create_with_context(Log);
+                let client = config.create_with_context(Log::default());
                 client.and_then(|client: StreamConsumer<Log>| {
                     client.assign(&offsets(places.iter().map(|((t, p), o)| ((&**t, *p), *o)))?)?;
                     Ok(client)

@@ -12,7 +12,13 @@ mod topics;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, ops::Deref, sync::mpsc, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ops::Deref,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use rdkafka::{
@@ -43,7 +49,7 @@ impl KafkaBroker {
     /// # Errors
     /// When the setting can't be read.
     pub fn connect(config: &Config) -> Result<Self, Error> {
-        let settings = Settings::parse(&config.events, config.limits.message_bytes)?;
+        let settings = Settings::read(config)?;
         let publisher = Publisher::new(&settings);
         Ok(Self { settings, publisher })
     }
@@ -76,16 +82,29 @@ impl Broker for KafkaBroker {
         topics::list(&self.settings).await
     }
 
-    async fn groups(&self, only: Option<&str>) -> Result<Vec<GroupStatus>, Error> {
-        groups::list(&self.settings, only).await
+    async fn groups(&self) -> Result<Vec<GroupStatus>, Error> {
+        groups::list(&self.settings).await
+    }
+
+    async fn group(&self, group: &str, pattern: &str) -> Result<Vec<GroupStatus>, Error> {
+        groups::one(&self.settings, group, pattern).await
     }
 }
 
 /// What librdkafka has to say, told to `tracing`. It calls every lost
 /// connection an error and then heals it by itself, so nothing here is more than
 /// a warning: what a caller must know comes back to that caller as an error.
-#[derive(Clone)]
-struct Log;
+#[derive(Clone, Default)]
+struct Log {
+    /// Why a connection failed last.
+    trouble: Arc<Mutex<Option<String>>>,
+}
+
+impl Log {
+    fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
 
 impl ClientContext for Log {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -104,8 +123,13 @@ impl ClientContext for Log {
         }
     }
 
-    fn error(&self, _: KafkaError, reason: &str) {
+    fn error(&self, error: KafkaError, reason: &str) {
         debug!(target: "librdkafka", "{reason}");
+        // That one only counts the others.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            *trouble = Some(reason.to_owned());
+        }
     }
 }
 

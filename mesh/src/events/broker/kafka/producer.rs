@@ -101,7 +101,7 @@ impl Publisher {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         match idle {
             Some(producer) => Ok(producer),
-            None => Ok(OffThread::new(self.config.create_with_context(Log)?)),
+            None => Ok(OffThread::new(self.config.create_with_context(Log::default())?)),
         }
     }
 

@@ -2,14 +2,19 @@
 //! client.
 
 use rdkafka::ClientConfig;
+use secrecy::ExposeSecret as _;
 
-use crate::Error;
+use crate::{
+    Error,
+    config::{Config, KafkaConfig, Mechanism},
+};
 
 /// A record's headers, key and framing, over its body.
 const OVERHEAD_BYTES: usize = 64 * 1024;
 
-/// `kafka://host:port[,host:port…][?partitions=N&replication=N]`, read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// `kafka://host:port[,host:port…][?partitions=N&replication=N]`, read, and how
+/// these are reached.
+#[derive(Clone, Debug)]
 pub(super) struct Settings {
     /// The brokers to begin with, as librdkafka wants them.
     pub(super) servers: String,
@@ -21,9 +26,18 @@ pub(super) struct Settings {
     pub(super) replication: i32,
     /// How many bytes a record may have.
     pub(super) record_bytes: usize,
+    security: KafkaConfig,
 }
 
 impl Settings {
+    /// Reads `events` and the section `kafka`.
+    pub(super) fn read(config: &Config) -> Result<Self, Error> {
+        let mut settings = Self::parse(&config.events, config.limits.message_bytes)?;
+        check(&config.kafka)?;
+        settings.security = config.kafka.clone();
+        Ok(settings)
+    }
+
     /// Reads `events`. A message of `message_bytes` must fit into a record as
     /// JSON, with its bytes in base64: twice its size is enough.
     pub(super) fn parse(events: &str, message_bytes: usize) -> Result<Self, Error> {
@@ -34,7 +48,7 @@ impl Settings {
             .strip_prefix("kafka://")
             .ok_or_else(|| wrong("it doesn't begin with `kafka://`".into()))?;
         if rest.contains('@') {
-            return Err(wrong("a user and password aren't supported".into()));
+            return Err(wrong("set `kafka.username` and `kafka.password` instead".into()));
         }
         let (servers, query) = rest.split_once('?').unwrap_or((rest, ""));
         let servers = servers.trim_end_matches('/');
@@ -49,6 +63,7 @@ impl Settings {
             partitions: 8,
             replication: 3,
             record_bytes: message_bytes.saturating_mul(2).min(512 << 20) + OVERHEAD_BYTES,
+            security: KafkaConfig::default(),
         };
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             let number = value.parse().ok().filter(|n| (1..=1000).contains(n));
@@ -74,6 +89,7 @@ impl Settings {
             .set("reconnect.backoff.ms", "100")
             .set("reconnect.backoff.max.ms", "2000")
             .set("message.max.bytes", self.record_bytes.to_string());
+        secure(&mut config, &self.security);
         config
     }
 
@@ -156,6 +172,66 @@ impl Settings {
     }
 }
 
+/// What is asked for must be had: nothing goes in the clear by mistake.
+fn check(kafka: &KafkaConfig) -> Result<(), Error> {
+    let KafkaConfig { tls, ca, certificate, key, mechanism, username, password } = kafka;
+    let wrong = |key: &str, why: &str| Err(Error::setting(key, "…", why));
+    if !tls && (ca.is_some() || certificate.is_some() || key.is_some()) {
+        return wrong("kafka.tls", "certificates need `kafka.tls = true`");
+    }
+    if certificate.is_some() != key.is_some() {
+        return wrong(
+            "kafka.certificate",
+            "set both `kafka.certificate` and `kafka.key`, or neither",
+        );
+    }
+    if username.is_some() != password.is_some() {
+        return wrong(
+            "kafka.username",
+            "set both `kafka.username` and `kafka.password`, or neither",
+        );
+    }
+    let scram = username.is_some() && *mechanism != Mechanism::Plain;
+    if (*tls || scram) && !cfg!(feature = "kafka-tls") {
+        let needs = if *tls { "kafka.tls" } else { "kafka.mechanism" };
+        return wrong(needs, "this `omni` can't do that: build it with `--features kafka-tls`");
+    }
+    Ok(())
+}
+
+fn secure(config: &mut ClientConfig, kafka: &KafkaConfig) {
+    let KafkaConfig { tls, ca, certificate, key, mechanism, username, password } = kafka;
+    let protocol = match (tls, username.is_some()) {
+        (false, false) => return,
+        (true, false) => "ssl",
+        (false, true) => "sasl_plaintext",
+        (true, true) => "sasl_ssl",
+    };
+    config.set("security.protocol", protocol);
+    if *tls {
+        config.set("ssl.endpoint.identification.algorithm", "https");
+        match ca {
+            Some(ca) => config.set("ssl.ca.pem", ca),
+            // OpenSSL is our own, and doesn't know where the system has them.
+            None => config.set("ssl.ca.location", "probe"),
+        };
+    }
+    if let (Some(certificate), Some(key)) = (certificate, key) {
+        config.set("ssl.certificate.pem", certificate).set("ssl.key.pem", key.expose_secret());
+    }
+    if let (Some(username), Some(password)) = (username, password) {
+        let mechanism = match mechanism {
+            Mechanism::Plain => "PLAIN",
+            Mechanism::ScramSha256 => "SCRAM-SHA-256",
+            Mechanism::ScramSha512 => "SCRAM-SHA-512",
+        };
+        config
+            .set("sasl.mechanism", mechanism)
+            .set("sasl.username", username)
+            .set("sasl.password", password.expose_secret());
+    }
+}
+
 /// The setting without what may be a password.
 fn masked(events: &str) -> String {
     match events.rsplit_once('@') {
@@ -167,6 +243,36 @@ fn masked(events: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_go_in_the_clear_by_mistake_is_refused() {
+        let said = |kafka: KafkaConfig| check(&kafka).unwrap_err().to_string();
+        let pem = || Some("pem".to_owned());
+        let word = || Some("hunter2".into());
+        let plain = KafkaConfig {
+            mechanism: Mechanism::Plain,
+            username: Some("u".into()),
+            password: word(),
+            ..Default::default()
+        };
+        assert!(said(KafkaConfig { ca: pem(), ..Default::default() }).contains("kafka.tls = true"));
+        let half = KafkaConfig { tls: true, certificate: pem(), ..Default::default() };
+        assert!(said(half).contains("kafka.key"));
+        let half = said(KafkaConfig { password: word(), ..Default::default() });
+        assert!(half.contains("kafka.username") && !half.contains("hunter2"), "{half}");
+        check(&plain).unwrap();
+        let mut config = ClientConfig::new();
+        secure(&mut config, &plain);
+        assert_eq!(config.get("security.protocol"), Some("sasl_plaintext"));
+        let scram = KafkaConfig { mechanism: Mechanism::ScramSha256, ..plain };
+        for needy in [scram, KafkaConfig { tls: true, ..Default::default() }] {
+            let checked = check(&needy);
+            assert_eq!(checked.is_ok(), cfg!(feature = "kafka-tls"));
+            if let Err(why) = checked {
+                assert!(why.to_string().contains("--features kafka-tls"), "{why}");
+            }
+        }
+    }
 
     #[test]
     fn servers_and_parameters_are_read() {

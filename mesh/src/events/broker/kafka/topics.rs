@@ -11,6 +11,7 @@ use rdkafka::{
     admin::{
         AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication,
     },
+    consumer::{BaseConsumer, Consumer as _},
     error::RDKafkaErrorCode as Code,
     metadata::Metadata,
 };
@@ -25,6 +26,9 @@ use crate::{
 /// How long a call may take altogether.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
 
+/// How long one that is asked why may try.
+const TROUBLE_LIMIT: Duration = Duration::from_secs(2);
+
 /// How long the broker may take to make topics, or to describe them.
 const ADMIN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -32,7 +36,7 @@ const ADMIN_LIMIT: Duration = Duration::from_secs(5);
 pub(super) type Client = Arc<OffThread<AdminClient<Log>>>;
 
 pub(super) fn connect(settings: &Settings) -> Result<Client, Error> {
-    let client = settings.admin().create_with_context(Log);
+    let client = settings.admin().create_with_context(Log::default());
     let client = client.map_err(|why| Error::Broker(why.to_string()))?;
     Ok(Arc::new(OffThread::new(client)))
 }
@@ -95,11 +99,24 @@ pub(super) async fn watermarks(
 
 pub(super) fn metadata(client: &Client, settings: &Settings) -> Result<Metadata, Error> {
     client.inner().fetch_metadata(None, LIMIT).map_err(|why| {
+        let why = trouble(settings).unwrap_or_else(|| why.to_string());
         Error::Broker(format!(
-            "no answer from {} within {LIMIT:?} ({why}): is `events` right, and Kafka up?",
+            "no answer from {} within {LIMIT:?} ({why}): are `events` and `kafka.*` right, and \
+             Kafka up?",
             settings.servers
         ))
     })
+}
+
+/// Why no connection comes about. An admin client doesn't tell, so another one
+/// tries.
+fn trouble(settings: &Settings) -> Option<String> {
+    let asking = settings.admin().create_with_context(Log::default()).ok()?;
+    let asking: OffThread<BaseConsumer<Log>> = OffThread::new(asking);
+    // It fails as the first one did, and says why on the way.
+    let _ = asking.fetch_metadata(None, TROUBLE_LIMIT);
+    while asking.context().trouble().is_none() && asking.poll(Duration::ZERO).is_some() {}
+    asking.context().trouble()
 }
 
 /// [`metadata`], for an async caller.

@@ -286,8 +286,10 @@ async fn how_far_a_group_is_behind_is_told() {
     let cluster = Cluster::start();
     let (broker, topic, group) = (cluster.broker(), unique("hooks."), unique("g"));
     cluster.create(&topic, 2).await;
-    assert_eq!(broker.groups(Some(&group)).await.unwrap(), [], "it hasn't begun");
     publish(&broker, records(&topic, &["a", "b", "c", "d"], 0, 5)).await;
+    let unbegun = broker.group(&group, &topic).await.unwrap();
+    assert_eq!(unbegun.iter().map(|of| of.position).collect::<Vec<_>>(), [0, 0]);
+    assert_eq!(unbegun.iter().map(|of| of.lag).sum::<i64>(), 20, "{unbegun:?}");
     let mut member = broker.subscribe(&group, &topic).await.unwrap();
     let deliveries = read(member.as_mut(), 20).await;
     member.commit(&deliveries.iter().collect::<Vec<_>>()).await.unwrap();
@@ -295,7 +297,7 @@ async fn how_far_a_group_is_behind_is_told() {
     let ends: Vec<i64> = bounds.values().map(|(_, next)| *next).collect();
     cluster.committed(&group, &topic, &ends).await;
     publish(&broker, records(&topic, &["a"], 5, 3)).await;
-    let behind = broker.groups(Some(&group)).await.unwrap();
+    let behind = broker.group(&group, &topic).await.unwrap();
     assert_eq!(behind.iter().map(|of| of.position).collect::<Vec<_>>(), ends);
     assert_eq!(behind.iter().map(|of| of.lag).sum::<i64>(), 3, "{behind:?}");
 }
