@@ -2,9 +2,10 @@
 //! on the embedded broker and on Kafka, beside a bare producer and consumer of
 //! Kafka's; and whether that grows with what is stored. `just events` runs it.
 //!
-//! In reading order: [`journey`], [`omni`], [`bare`].
+//! In reading order: [`journey`], [`omni`], [`direct`], [`bare`].
 
 mod bare;
+mod direct;
 mod journey;
 mod omni;
 
@@ -14,7 +15,7 @@ use anyhow::Context as _;
 use benches::{machine, spread::Spread};
 use clap::Parser;
 
-use self::{bare::Bare, journey::Figures, omni::Omni};
+use self::{bare::Bare, direct::Direct, journey::Figures, omni::Omni};
 
 /// Sends events through outbox, broker and inbox.
 #[derive(Parser)]
@@ -56,49 +57,78 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> anyhow::Result<()> {
     println!("{}", machine::description()?);
+    println!("milliseconds and events a second: min / median / max of {} rounds", args.rounds);
     let embedded = Omni::start("embedded:", args.bytes).await?;
-    let on_kafka = match &args.kafka {
+    let kafka = match &args.kafka {
+        Some(kafka) => Some(Kafka::start(kafka, args.bytes).await?),
         None => None,
-        Some(kafka) => {
-            let omni = Omni::start(kafka, args.bytes).await?;
-            Some((omni, Bare::start(kafka, args.bytes).await?))
-        }
     };
     for stored in &args.stored {
         embedded.fill(*stored).await?;
-        if let Some((omni, _)) = &on_kafka {
-            omni.fill(*stored).await?;
+        if let Some(kafka) = &kafka {
+            kafka.omni.fill(*stored).await?;
         }
-        let (mut of_embedded, mut of_kafka, mut of_bare) = (vec![], vec![], vec![]);
+        let (mut of_embedded, mut of_kafka) = (vec![], vec![]);
         for _ in 0..args.rounds {
             of_embedded.push(Figures::of(&embedded, &args).await?);
-            if let Some((omni, bare)) = &on_kafka {
-                of_kafka.push(Figures::of(omni, &args).await?);
-                of_bare.push(Figures::of(bare, &args).await?);
+            if let Some(kafka) = &kafka {
+                of_kafka.push(kafka.figures(&args).await?);
             }
         }
-        show("embedded", *stored, &of_embedded)?;
-        if on_kafka.is_some() {
-            show("kafka", *stored, &of_kafka)?;
-            show("kafka, bare", 0, &of_bare)?;
-            let more = of_kafka.iter().zip(&of_bare).map(|(omni, bare)| omni.p99 - bare.p99);
-            let more = Spread::of(more).context("rounds were run")?;
-            println!("events_kafka_p99_over_bare_ms {}", spread(more));
+        show(&format!("embedded, {stored} stored"), of_embedded.iter())?;
+        if kafka.is_some() {
+            show(&format!("kafka, {stored} stored"), of_kafka.iter().map(|of| &of.omni))?;
+            show("kafka, without outbox and inbox", of_kafka.iter().map(|of| &of.direct))?;
+            show("kafka, its own clients", of_kafka.iter().map(|of| &of.bare))?;
+            let more = Spread::of(of_kafka.iter().map(|of| of.direct.p99 - of.bare.p99));
+            let more = spread(more.context("rounds were run")?);
+            println!("events_kafka_p99_over_bare {more} ms");
         }
     }
     embedded.stop().await;
-    if let Some((omni, _)) = on_kafka {
-        omni.stop().await;
+    if let Some(kafka) = kafka {
+        kafka.omni.stop().await;
     }
     Ok(())
 }
 
-fn show(what: &str, stored: u64, figures: &[Figures]) -> anyhow::Result<()> {
-    let of = |value: fn(&Figures) -> f64| -> anyhow::Result<String> {
-        Ok(spread(Spread::of(figures.iter().map(value)).context("rounds were run")?))
+/// The ways over Kafka.
+struct Kafka {
+    omni: Omni,
+    direct: Direct,
+    bare: Bare,
+}
+
+struct OfKafka {
+    omni: Figures,
+    direct: Figures,
+    bare: Figures,
+}
+
+impl Kafka {
+    async fn start(kafka: &str, bytes: usize) -> anyhow::Result<Self> {
+        Ok(Self {
+            omni: Omni::start(kafka, bytes).await?,
+            direct: Direct::start(kafka, bytes).await?,
+            bare: Bare::start(kafka, bytes).await?,
+        })
+    }
+
+    async fn figures(&self, args: &Args) -> anyhow::Result<OfKafka> {
+        Ok(OfKafka {
+            omni: Figures::of(&self.omni, args).await?,
+            direct: Figures::of(&self.direct, args).await?,
+            bare: Figures::of(&self.bare, args).await?,
+        })
+    }
+}
+
+fn show<'a>(what: &str, figures: impl Iterator<Item = &'a Figures> + Clone) -> anyhow::Result<()> {
+    let of = |value: fn(&Figures) -> f64| {
+        anyhow::Ok(spread(Spread::of(figures.clone().map(value)).context("rounds were run")?))
     };
     println!(
-        "{what}, {stored} stored: p50 {} ms, p99 {} ms; {} events/s",
+        "{what}: p50 {}, p99 {}; {}/s",
         of(|of| of.p50)?,
         of(|of| of.p99)?,
         of(|of| of.per_second)?,

@@ -118,7 +118,7 @@ impl Way for Omni {
     }
 }
 
-fn event(key: u64, body: Vec<u8>) -> Event {
+pub(crate) fn event(key: u64, body: Vec<u8>) -> Event {
     let attributes = Attributes {
         id: uuid::Uuid::now_v7().to_string(),
         source: "/bench".into(),

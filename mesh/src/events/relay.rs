@@ -28,7 +28,7 @@ const BATCH: u64 = 500;
 /// wrote.
 const LOOK: Duration = Duration::from_millis(200);
 /// How often events are published at most: what comes meanwhile goes together.
-const TURN: Duration = Duration::from_millis(5);
+const TURN: Duration = Duration::from_millis(2);
 /// How often the outbox forgets what is published: a commit that writers needn't
 /// wait for more often. After a crash, this much is published again.
 const FORGET: Duration = Duration::from_millis(50);

@@ -2,6 +2,7 @@
 //! handle. SQLite keeps a file per service, PostgreSQL a schema.
 
 mod batch;
+mod checkpoint;
 mod open;
 mod passing;
 #[cfg(test)]
@@ -15,12 +16,13 @@ use sea_orm::{
     ConnectionTrait as _, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, Statement,
 };
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
-use self::writer::Writer;
 pub use self::{
     batch::{Batch, Batcher},
     open::Migrations,
 };
+use self::{open::Sqlite, writer::Writer};
 pub(crate) use self::{passing::is_passing, writer::end_savepoint};
 use crate::{Error, config::Config, files};
 
@@ -31,6 +33,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub struct Store {
     read: DatabaseConnection,
     writer: Writer,
+    checkpoints: TaskTracker,
     lead: Lead,
 }
 
@@ -85,7 +88,8 @@ impl Store {
                 ));
             }
         };
-        Ok(Self { read, writer: Writer::start(write, options), lead })
+        let (writer, checkpoints) = (Writer::start(write, options), TaskTracker::new());
+        Ok(Self { read, writer, checkpoints, lead })
     }
 
     /// Opens the SQLite database at `file`, whose folder is there.
@@ -93,9 +97,11 @@ impl Store {
     /// # Errors
     /// When it can't be opened or migrated.
     pub(crate) async fn open_file(file: PathBuf, migrations: Migrations) -> Result<Self, Error> {
-        let (read, write, options) = open::sqlite(&file, migrations).await?;
+        let Sqlite { read, write, options, checkpoint } = open::sqlite(&file, migrations).await?;
         let lead = Lead::File(file.with_extension("relay.lock"));
-        Ok(Self { read, writer: Writer::start(write, options), lead })
+        let (writer, checkpoints) = (Writer::start(write, options), TaskTracker::new());
+        checkpoints.spawn(checkpoint::run(checkpoint, writer.commits()));
+        Ok(Self { read, writer, checkpoints, lead })
     }
 
     /// For queries. They see what was committed, and don't wait for writes.
@@ -131,6 +137,8 @@ impl Store {
     /// Finishes what waits, and closes the database.
     pub async fn close(&self) {
         self.writer.stop().await;
+        self.checkpoints.close();
+        self.checkpoints.wait().await;
         // Nothing is unwritten; a pool that won't close says nothing of use.
         let _ = self.read.clone().close().await;
     }

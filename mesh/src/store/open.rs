@@ -24,9 +24,11 @@ const READERS: u32 = 4;
 /// minus. A reader drops it whenever something was written.
 const WRITERS_CACHE: &str = "-16384";
 const READERS_CACHE: &str = "-2048";
-/// After how many pages of 4 KiB SQLite moves what was written from its log into
-/// the database: the more there are, the more of them are of the same page.
-const CHECKPOINT: &str = "4096";
+/// After how many pages of 4 KiB a commit moves what was written from the log into
+/// the database, where [`checkpoint`](super::checkpoint) couldn't.
+const CHECKPOINT: &str = "65536";
+/// How long one that checkpoints waits for others, and has others wait.
+const CHECKPOINTERS_TIMEOUT: Duration = Duration::from_millis(50);
 
 struct Migrator(Migrations);
 
@@ -36,27 +38,31 @@ impl MigratorTraitSelf for Migrator {
     }
 }
 
-/// Opens the SQLite database at `file` for reading and for writing; the options
-/// are what the writer was opened with.
+/// The connections to a SQLite database.
+pub(crate) struct Sqlite {
+    pub(crate) read: DatabaseConnection,
+    pub(crate) write: DatabaseConnection,
+    /// What the writer was opened with.
+    pub(crate) options: ConnectOptions,
+    pub(crate) checkpoint: DatabaseConnection,
+}
+
+/// Opens the SQLite database at `file`.
 ///
 /// WAL lets reads go on beside the one writer; `synchronous = FULL` makes each
 /// commit durable before it is answered.
-pub(crate) async fn sqlite(
-    file: &Path,
-    migrations: Migrations,
-) -> Result<(DatabaseConnection, DatabaseConnection, ConnectOptions), Error> {
+pub(crate) async fn sqlite(file: &Path, migrations: Migrations) -> Result<Sqlite, Error> {
     let lock = file.with_extension("migrate.lock");
     let _lock = tokio::task::spawn_blocking(move || files::lock(&lock))
         .await
         .map_err(|why| Error::Store(why.to_string()))??;
-    let options = |connections: u32| {
+    let options = |connections: u32, cache: &'static str, busy_timeout| {
         let mut options = options(&format!("sqlite://{}?mode=rwc", file.display()), connections);
-        let cache = if connections == 1 { WRITERS_CACHE } else { READERS_CACHE };
         options.map_sqlx_sqlite_opts(move |sqlite| {
             sqlite
                 .journal_mode(SqliteJournalMode::Wal)
                 .synchronous(SqliteSynchronous::Full)
-                .busy_timeout(BUSY_TIMEOUT)
+                .busy_timeout(busy_timeout)
                 .foreign_keys(true)
                 .pragma("cache_size", cache)
                 .pragma("wal_autocheckpoint", CHECKPOINT)
@@ -65,13 +71,17 @@ pub(crate) async fn sqlite(
         });
         options
     };
-    let write = Database::connect(options(1)).await?;
+    let writers = options(1, WRITERS_CACHE, BUSY_TIMEOUT);
+    let write = Database::connect(writers.clone()).await?;
     Migrator(migrations).up(&write, None).await?;
-    let read = Database::connect(options(READERS)).await?;
-    Ok((read, write, options(1)))
+    let read = Database::connect(options(READERS, READERS_CACHE, BUSY_TIMEOUT)).await?;
+    let checkpoint = options(1, READERS_CACHE, CHECKPOINTERS_TIMEOUT);
+    let checkpoint = Database::connect(checkpoint).await?;
+    Ok(Sqlite { read, write, options: writers, checkpoint })
 }
 
-/// As [`sqlite`], for `schema` of the PostgreSQL database at `url`.
+/// Opens `schema` of the PostgreSQL database at `url` for reading and for writing;
+/// the options are what the writer was opened with.
 pub(super) async fn postgres(
     url: &str,
     schema: &str,

@@ -104,3 +104,27 @@ async fn what_waits_at_the_end_is_written_and_what_comes_later_is_refused() {
     assert!(batcher.submit(vec![4]).await[0].is_err());
     assert_eq!(count(&open(&folder).await).await, 3);
 }
+
+#[tokio::test]
+async fn the_log_begins_anew_although_writing_never_rests() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let log = folder.path().join("t.db-wal");
+    let mut written = 0;
+    for _ in 0..200 {
+        let row = "INSERT INTO inbox VALUES ('c', hex(randomblob(500000)), 'e', 0, NULL)";
+        let work = store.transaction(move |tx| {
+            Box::pin(async move {
+                tx.execute_unprepared("DELETE FROM inbox").await?;
+                tx.execute_unprepared(row).await?;
+                Ok::<_, Error>(())
+            })
+        });
+        work.await.unwrap();
+        written += 1_000_000;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let size = std::fs::metadata(log).unwrap().len();
+    assert!(size < written / 2, "{size} of {written}");
+    store.close().await;
+}

@@ -26,7 +26,7 @@ use crate::{
 const TAKE_OVER: Duration = Duration::from_millis(250);
 
 /// How often the log is read at most: what comes meanwhile is read together.
-const TURN: Duration = Duration::from_millis(2);
+const TURN: Duration = Duration::from_millis(1);
 
 /// How often a group's place is recorded: after a crash its members get this much
 /// again, and their inboxes know it.
