@@ -3,7 +3,7 @@
 _default:
     @just --list
 
-# Format, lints and docs, warnings denied
+# Format, lints and docs, warnings denied; of every feature, so that OpenSSL is built, which takes perl
 check:
     cargo fmt --all --check
     npx --yes @bufbuild/buf@1.75.0 lint
@@ -18,6 +18,7 @@ test:
 backends dir="target/backends":
     compose/backends install
     compose/backends start --free-ports --dir {{dir}}
+    cargo build --workspace --bins --features tests/backends
     set -a && . {{dir}}/env && set +a && \
         cargo test --workspace --features tests/backends --test backends -- --test-threads 1; \
         code=$?; compose/backends stop --dir {{dir}}; exit $code

@@ -389,8 +389,12 @@ mod tests {
 
     fn check(body: &[u8]) {
         let concealed = sensitive(&["$..a"], &["$..b"]).conceal("application/json", body);
-        let Ok(Some(concealed)) = concealed else { return };
-        let left: Value = serde_json::from_slice(&concealed).unwrap();
+        let left: Value = match concealed {
+            Ok(Some(concealed)) => serde_json::from_slice(&concealed).unwrap(),
+            // It stays as it is.
+            Ok(None) => serde_json::from_slice(body).unwrap(),
+            Err(_) => return,
+        };
         for (path, begins) in [("$..a", REDACTED), ("$..b", HASHED)] {
             for found in JsonPath::parse(path).unwrap().query(&left).all() {
                 assert!(found.as_str().unwrap().starts_with(begins), "{left}");

@@ -70,12 +70,14 @@ pub enum Error {
     #[error("database: the writer's queue is full")]
     WriterFull,
     /// The outbox has reached its limit.
-    #[error("outbox: {pending} events wait for the broker, the limit is {limit}")]
+    #[error("outbox: `{limit}` is reached; {events} events of {bytes} bytes wait for the broker")]
     OutboxFull {
         /// How many events wait.
-        pending: u64,
-        /// `outbox.limit`.
-        limit: u64,
+        events: u64,
+        /// How many bytes their bodies have.
+        bytes: u64,
+        /// The setting that refuses more.
+        limit: &'static str,
     },
     /// The broker refused or can't be reached.
     #[error("broker: {0}")]

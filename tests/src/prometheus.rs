@@ -2,14 +2,14 @@
 
 use std::{
     collections::BTreeSet,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     path::Path,
     process::Command,
 };
 
 use serde_json::Value;
 
-use crate::{process::Process, until};
+use crate::{agent::free_ports, process::Process, until};
 
 /// Often enough for rules in which a minute is a second.
 const CONFIG: &str = r#"
@@ -47,9 +47,8 @@ impl Prometheus {
         write("alerts.yaml", &minutes.replace_all(&rules, "${1}s"));
         let targets: Vec<String> = targets.iter().map(ToString::to_string).collect();
         write("prometheus.yaml", &CONFIG.replace("TARGETS", &format!("{targets:?}")));
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-        let address = free.local_addr().expect("it is bound");
-        drop(free);
+        let [port] = free_ports();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut command = Command::new(Path::new(&tools).join("prometheus"));
         command.current_dir(folder.path()).args([
             "--config.file=prometheus.yaml".to_owned(),

@@ -76,7 +76,8 @@ fn mask(key: &str, value: &str) -> String {
     let last = key.rsplit('.').next().unwrap_or(key);
     let path = last.ends_with("_file");
     let secret = SECRET_KEYS.iter().any(|s| last.contains(s));
-    let bare = value.split_once(':').is_some_and(|(_, rest)| rest.is_empty());
+    // `sqlite:` says where, and no more.
+    let bare = last == "database" && value.ends_with(':');
     if secret && !path && !value.is_empty() && !bare {
         "********".to_owned()
     } else {

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use opentelemetry::metrics::Gauge;
+use opentelemetry::metrics::{Counter, Gauge};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -14,12 +14,19 @@ const INTERVAL: Duration = Duration::from_secs(15);
 /// How long a group may stand still before events that wait for it.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 
+/// Counts `count` dead letters of `group`, from `topic`.
+pub(super) fn letters(counter: &Counter<u64>, service: &str, group: &str, topic: &str, count: u64) {
+    let labels = [("service", service), ("group", group), ("topic", topic)];
+    counter.add(count, &labels.map(|(key, value)| label(key, value.to_owned())));
+}
+
 /// Reports the lag of `group` in the topics that match `pattern`, until `stop`.
 pub(super) async fn report(
     service: Arc<str>,
     group: String,
     pattern: String,
     broker: Arc<dyn Broker>,
+    dead_letters: Counter<u64>,
     stop: CancellationToken,
 ) {
     let meter = opentelemetry::global::meter("omnibridge");
@@ -62,6 +69,8 @@ pub(super) async fn report(
                 ];
                 gauge.record(value, &labels);
             };
+            // From none on: of a counter that begins at 1 nobody sees that it grew.
+            letters(&dead_letters, &service, &group, &status.topic, 0);
             record(&lag, status.lag);
             record(&stalled, stands.into());
         }

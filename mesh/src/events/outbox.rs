@@ -194,7 +194,8 @@ impl Outbox {
         if too_many == 0 && too_large == 0 {
             return Ok(());
         }
-        let full = || Error::OutboxFull { pending: now.events, limit: self.limits.limit };
+        let limit = if too_many > 0 { "outbox.limit" } else { "outbox.bytes" };
+        let full = || Error::OutboxFull { events: now.events, bytes: now.bytes, limit };
         let topic = &events[0].topic;
         let droppable = self.limits.drop_oldest.contains(topic)
             && events.iter().all(|event| event.topic == *topic);

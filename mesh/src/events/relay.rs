@@ -178,6 +178,8 @@ impl Relay {
         }
         if leadership.is_none() {
             let Some(led) = self.outbox.store().try_lead().await? else {
+                // What this one found of the broker is of the past.
+                self.set_failures(0);
                 return Ok(Step::Follows);
             };
             tracing::debug!(service = %self.service, "relaying");

@@ -24,10 +24,7 @@ use super::{
 use crate::{
     Error,
     backoff::jittered,
-    telemetry::{
-        label,
-        trace::{self, Kind},
-    },
+    telemetry::trace::{self, Kind},
 };
 
 /// How many deliveries are taken, and handled in one transaction, at once.
@@ -116,8 +113,9 @@ impl Subscriber {
     /// Consumes until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let (service, pattern) = (self.service.clone(), self.pattern.clone());
-        let broker = self.broker.clone();
-        tokio::join!(lag::report(service, self.group(), pattern, broker, stop.clone()), async {
+        let (broker, letters) = (self.broker.clone(), self.letters.clone());
+        let report = lag::report(service, self.group(), pattern, broker, letters, stop.clone());
+        tokio::join!(report, async {
             tokio::select! {
                 () = self.consume() => {}
                 () = stop.cancelled() => {}
@@ -278,20 +276,15 @@ impl Subscriber {
                 if let Some(attributes) = attributes
                     && !mark_buried(tx, &group, &attributes, place).await?
                 {
-                    return Ok(());
+                    return Ok(false);
                 }
-                outbox.add(tx, vec![letter]).await
+                outbox.add(tx, vec![letter]).await?;
+                Ok::<_, Error>(true)
             })
         });
-        burial.await?;
-        self.letters.add(
-            1,
-            &[
-                label("service", self.service.to_string()),
-                label("group", self.group()),
-                label("topic", delivery.topic.clone()),
-            ],
-        );
+        if burial.await? {
+            lag::letters(&self.letters, &self.service, &self.group(), &delivery.topic, 1);
+        }
         Ok(())
     }
 }

@@ -141,6 +141,7 @@ mod tests {
         waiting.less(Load { events: 3, bytes: 800 });
         assert_eq!(waiting.now(), Load { events: 0, bytes: 100 });
     }
+
     #[test]
     fn a_count_adds_what_it_may_not_have_seen() {
         let limits = OutboxConfig { limit: 10, bytes: 1000, drop_oldest: vec![] };

@@ -100,7 +100,7 @@ impl Store {
         let Sqlite { read, write, options, checkpoint } = open::sqlite(&file, migrations).await?;
         let lead = Lead::File(file.with_extension("relay.lock"));
         let (writer, checkpoints) = (Writer::start(write, options), TaskTracker::new());
-        checkpoints.spawn(checkpoint::run(checkpoint, writer.commits()));
+        checkpoints.spawn(checkpoint::run(checkpoint, writer.commits(), writer.log_is_long()));
         Ok(Self { read, writer, checkpoints, lead })
     }
 

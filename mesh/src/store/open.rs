@@ -27,8 +27,6 @@ const READERS_CACHE: &str = "-2048";
 /// After how many pages of 4 KiB a commit moves what was written from the log into
 /// the database, where [`checkpoint`](super::checkpoint) couldn't.
 const CHECKPOINT: &str = "65536";
-/// How long one that checkpoints waits for others, and has others wait.
-const CHECKPOINTERS_TIMEOUT: Duration = Duration::from_millis(50);
 
 struct Migrator(Migrations);
 
@@ -56,13 +54,13 @@ pub(crate) async fn sqlite(file: &Path, migrations: Migrations) -> Result<Sqlite
     let _lock = tokio::task::spawn_blocking(move || files::lock(&lock))
         .await
         .map_err(|why| Error::Store(why.to_string()))??;
-    let options = |connections: u32, cache: &'static str, busy_timeout| {
+    let options = |connections: u32, cache: &'static str| {
         let mut options = options(&format!("sqlite://{}?mode=rwc", file.display()), connections);
         options.map_sqlx_sqlite_opts(move |sqlite| {
             sqlite
                 .journal_mode(SqliteJournalMode::Wal)
                 .synchronous(SqliteSynchronous::Full)
-                .busy_timeout(busy_timeout)
+                .busy_timeout(BUSY_TIMEOUT)
                 .foreign_keys(true)
                 .pragma("cache_size", cache)
                 .pragma("wal_autocheckpoint", CHECKPOINT)
@@ -71,12 +69,11 @@ pub(crate) async fn sqlite(file: &Path, migrations: Migrations) -> Result<Sqlite
         });
         options
     };
-    let writers = options(1, WRITERS_CACHE, BUSY_TIMEOUT);
+    let writers = options(1, WRITERS_CACHE);
     let write = Database::connect(writers.clone()).await?;
     Migrator(migrations).up(&write, None).await?;
-    let read = Database::connect(options(READERS, READERS_CACHE, BUSY_TIMEOUT)).await?;
-    let checkpoint = options(1, READERS_CACHE, CHECKPOINTERS_TIMEOUT);
-    let checkpoint = Database::connect(checkpoint).await?;
+    let read = Database::connect(options(READERS, READERS_CACHE)).await?;
+    let checkpoint = Database::connect(options(1, READERS_CACHE)).await?;
     Ok(Sqlite { read, write, options: writers, checkpoint })
 }
 

@@ -3,7 +3,10 @@
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,6 +21,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
+use super::checkpoint::checkpoint;
 use crate::Error;
 
 /// How many jobs may wait; more are refused.
@@ -45,6 +49,7 @@ pub(super) type Settle = Box<dyn FnOnce(Result<(), &DbErr>) + Send>;
 pub(super) struct Writer {
     jobs: mpsc::Sender<Box<dyn Job>>,
     commits: watch::Receiver<u64>,
+    log_is_long: Arc<AtomicBool>,
     task: TaskTracker,
     stop: tokio_util::sync::CancellationToken,
 }
@@ -55,14 +60,21 @@ impl Writer {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (committed, commits) = watch::channel(0);
         let stop = tokio_util::sync::CancellationToken::new();
-        let task = TaskTracker::new();
-        task.spawn(run(connection, options, queue, committed, stop.clone()));
+        let (log_is_long, task) = (Arc::<AtomicBool>::default(), TaskTracker::new());
+        let long = log_is_long.clone();
+        task.spawn(run(connection, options, queue, committed, long, stop.clone()));
         task.close();
-        Self { jobs, commits, task, stop }
+        Self { jobs, commits, log_is_long, task, stop }
     }
 
     pub(super) fn commits(&self) -> watch::Receiver<u64> {
         self.commits.clone()
+    }
+
+    /// Where it is told that SQLite's log is long: set, the writer checkpoints
+    /// before its next group, when nobody writes, so that the log begins anew.
+    pub(super) fn log_is_long(&self) -> Arc<AtomicBool> {
+        self.log_is_long.clone()
     }
 
     pub(super) fn submit(&self, job: Box<dyn Job>) -> Result<(), Error> {
@@ -191,6 +203,7 @@ async fn run(
     options: ConnectOptions,
     mut queue: mpsc::Receiver<Box<dyn Job>>,
     committed: watch::Sender<u64>,
+    log_is_long: Arc<AtomicBool>,
     stop: tokio_util::sync::CancellationToken,
 ) {
     let mut group = Vec::with_capacity(GROUP);
@@ -201,6 +214,11 @@ async fn run(
                 queue.close();
                 continue;
             }
+        }
+        if log_is_long.swap(false, Ordering::Relaxed)
+            && let Err(why) = checkpoint(&connection).await
+        {
+            tracing::debug!(%why, "the log doesn't begin anew yet");
         }
         match commit(&connection, &mut group).await {
             Ok(settles) => {

@@ -40,10 +40,12 @@ async fn a_full_outbox_refuses_what_is_too_many_or_too_large() {
     let bench = Bench::quiet(limits(2, 100, &[])).await;
     add(&bench.outbox, TOPIC, "1", 60).await.unwrap();
     let too_large = add(&bench.outbox, TOPIC, "2", 41).await;
-    assert!(matches!(too_large, Err(Error::OutboxFull { .. })), "{too_large:?}");
+    let bytes = |why: &Error| matches!(why, Error::OutboxFull { limit: "outbox.bytes", .. });
+    assert!(too_large.as_ref().is_err_and(bytes), "{too_large:?}");
     add(&bench.outbox, TOPIC, "3", 40).await.unwrap();
     let too_many = add(&bench.outbox, TOPIC, "4", 0).await;
-    assert!(matches!(too_many, Err(Error::OutboxFull { .. })), "{too_many:?}");
+    let events = |why: &Error| matches!(why, Error::OutboxFull { limit: "outbox.limit", .. });
+    assert!(too_many.as_ref().is_err_and(events), "{too_many:?}");
     bench.relay();
     assert_eq!(ids(&bench.events(TOPIC, 2).await), ["1", "3"]);
     until("there is room again", || bench.outbox.pending() == 0).await;

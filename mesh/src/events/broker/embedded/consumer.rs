@@ -4,6 +4,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures::TryStreamExt as _;
 use sea_orm::{
     ActiveValue, ColumnTrait as _, Condition, EntityTrait as _, QueryFilter as _, QueryOrder as _,
     QuerySelect as _, sea_query::OnConflict,
@@ -24,6 +25,9 @@ use crate::{
 
 /// How often a member that waits tries to take over.
 const TAKE_OVER: Duration = Duration::from_millis(250);
+
+/// How many bytes of bodies are taken at once, and one body more.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 /// How often the log is read at most: what comes meanwhile is read together.
 const TURN: Duration = Duration::from_millis(1);
@@ -76,18 +80,24 @@ impl Consumer for Reader {
             // Asked before the rows: what comes in between is read next time.
             let last = last(&self.store).await?;
             if last > self.position {
-                let rows = log::Entity::find()
+                let found = log::Entity::find()
                     .filter(matching(&self.pattern))
                     .filter(log::Column::Seq.gt(self.position))
                     .filter(log::Column::Seq.lte(last))
                     .order_by_asc(log::Column::Seq)
-                    .limit(limit as u64)
-                    .all(self.store.read())
-                    .await?;
-                self.position = match rows.last() {
-                    Some(row) if rows.len() == limit => row.seq,
-                    _ => last,
-                };
+                    .limit(limit as u64);
+                let mut found = found.stream(self.store.read()).await?;
+                let (mut rows, mut bytes) = (Vec::<log::Model>::new(), 0);
+                while rows.len() < limit
+                    && bytes < BATCH_BYTES
+                    && let Some(row) = found.try_next().await?
+                {
+                    bytes += row.data.len();
+                    rows.push(row);
+                }
+                drop(found);
+                let cut = rows.len() == limit || bytes >= BATCH_BYTES;
+                self.position = rows.last().filter(|_| cut).map_or(last, |row| row.seq);
                 if !rows.is_empty() {
                     return Ok(rows.into_iter().map(delivery).collect());
                 }

@@ -152,3 +152,22 @@ async fn a_tail_begins_where_it_is_told_and_topics_are_counted() {
     let topics = broker.topics().await.unwrap();
     assert_eq!(topics, [TopicStatus { name: "hooks.a".into(), partitions: 1, events: 2 }]);
 }
+
+#[tokio::test]
+async fn large_events_come_in_smaller_batches() {
+    let data = tempfile::tempdir().unwrap();
+    let broker = open(data.path()).await;
+    broker.ensure(&["t".to_owned()]).await.unwrap();
+    let large = |id| {
+        let mut record = record("t", id);
+        record.event.data = vec![b'x'; 3 << 20].into();
+        record
+    };
+    let records = ["1", "2", "3"].map(large).into();
+    for published in broker.publish(records, Duration::from_secs(5)).await {
+        published.unwrap();
+    }
+    let mut tail = broker.tail("t", From::Beginning).await.unwrap();
+    assert_eq!(next(tail.as_mut()).await.0, ["1", "2"]);
+    assert_eq!(next(tail.as_mut()).await.0, ["3"]);
+}

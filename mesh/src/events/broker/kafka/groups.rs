@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use rdkafka::{
     Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer as _},
-    topic_partition_list::TopicPartitionListElem,
 };
 
 use super::{
@@ -23,14 +22,11 @@ pub(super) async fn list(settings: &Settings) -> Result<Vec<GroupStatus>, Error>
     let settings = settings.clone();
     blocking(move || {
         let asking = Asking::connect(&settings)?;
-        let partitions = asking.partitions(|topic| !topic.starts_with("__"))?;
+        let partitions = asking.partitions(|_| true)?;
         let groups = asking.client.inner().fetch_group_list(None, asking.left()).map_err(failed)?;
         let mut all = Vec::new();
         for group in groups.groups() {
-            let places = asking.places(group.name(), &partitions)?;
-            all.extend(
-                places.into_iter().filter(|place| place.has_begun).map(|place| place.status),
-            );
+            all.extend(asking.statuses(group.name(), &partitions, false)?);
         }
         all.sort_by_key(|of| (of.group.clone(), of.topic.clone(), of.partition));
         Ok(all)
@@ -48,8 +44,7 @@ pub(super) async fn one(
     blocking(move || {
         let asking = Asking::connect(&settings)?;
         let partitions = asking.partitions(|topic| matches(&pattern, topic))?;
-        let places = asking.places(&group, &partitions)?;
-        let mut all: Vec<_> = places.into_iter().map(|place| place.status).collect();
+        let mut all = asking.statuses(&group, &partitions, true)?;
         all.sort_by_key(|of| (of.topic.clone(), of.partition));
         Ok(all)
     })
@@ -60,13 +55,7 @@ fn failed(why: impl std::fmt::Display) -> Error {
     Error::Broker(format!("groups can't be listed: {why}"))
 }
 
-struct Place {
-    status: GroupStatus,
-    /// Whether the group has committed anything there.
-    has_begun: bool,
-}
-
-/// Questions that are answered before a deadline.
+/// Questions, with a deadline for all after the first.
 struct Asking<'a> {
     settings: &'a Settings,
     client: Client,
@@ -82,10 +71,11 @@ impl<'a> Asking<'a> {
         self.ends.saturating_duration_since(Instant::now())
     }
 
-    /// The partitions of the topics that are wanted.
+    /// The partitions of the topics that are wanted, Kafka's own never among them.
     fn partitions(&self, wanted: impl Fn(&str) -> bool) -> Result<TopicPartitionList, Error> {
         let metadata = topics::metadata(&self.client, self.settings)?;
         let mut partitions = TopicPartitionList::new();
+        let wanted = |name: &str| !name.starts_with("__") && wanted(name);
         for topic in metadata.topics().iter().filter(|topic| wanted(topic.name())) {
             for partition in topic.partitions() {
                 partitions.add_partition(topic.name(), partition.id());
@@ -94,26 +84,34 @@ impl<'a> Asking<'a> {
         Ok(partitions)
     }
 
-    /// How far `group` has got in `partitions`.
-    fn places(&self, group: &str, partitions: &TopicPartitionList) -> Result<Vec<Place>, Error> {
+    /// How far `group` has got in `partitions`: in those that it has begun, or in
+    /// all.
+    fn statuses(
+        &self,
+        group: &str,
+        partitions: &TopicPartitionList,
+        all: bool,
+    ) -> Result<Vec<GroupStatus>, Error> {
         let mut config = self.settings.admin();
         config.set("group.id", group);
         let asking = config.create_with_context(Log::default());
         let asking: OffThread<BaseConsumer<Log>> = OffThread::new(asking.map_err(failed)?);
         let told = asking.committed_offsets(partitions.clone(), self.left()).map_err(failed)?;
-        let place = |of: TopicPartitionListElem<'_>| {
-            let (topic, partition) = (of.topic(), of.partition());
-            let (first, next) = topics::bounds(&self.client, topic, partition, self.ends)?;
-            let (position, has_begun) = match of.offset() {
-                Offset::Offset(position) => (position, true),
-                // It will read from the first event that is kept.
-                _ => (first, false),
+        let mut statuses = Vec::new();
+        for place in told.elements() {
+            let position = match place.offset() {
+                Offset::Offset(position) => Some(position),
+                _ if all => None,
+                _ => continue,
             };
+            let (topic, partition) = (place.topic(), place.partition());
+            let (first, next) = topics::bounds(&self.client, topic, partition, self.ends)?;
+            // It will read from the first event that is kept.
+            let position = position.unwrap_or(first);
             let lag = (next - position).max(0);
             let (group, topic) = (group.to_owned(), topic.to_owned());
-            let status = GroupStatus { group, topic, partition, position, lag };
-            Ok(Place { status, has_begun })
-        };
-        told.elements().into_iter().map(place).collect()
+            statuses.push(GroupStatus { group, topic, partition, position, lag });
+        }
+        Ok(statuses)
     }
 }

@@ -172,7 +172,7 @@ impl Settings {
     }
 }
 
-/// What is asked for must be had: nothing goes in the clear by mistake.
+/// What is asked for must be had: nothing falls back to less.
 fn check(kafka: &KafkaConfig) -> Result<(), Error> {
     let KafkaConfig { tls, ca, certificate, key, mechanism, username, password } = kafka;
     let wrong = |key: &str, why: &str| Err(Error::setting(key, "…", why));
@@ -195,6 +195,9 @@ fn check(kafka: &KafkaConfig) -> Result<(), Error> {
     if (*tls || scram) && !cfg!(feature = "kafka-tls") {
         let needs = if *tls { "kafka.tls" } else { "kafka.mechanism" };
         return wrong(needs, "this `omni` can't do that: build it with `--features kafka-tls`");
+    }
+    if username.is_some() && !tls && *mechanism == Mechanism::Plain {
+        tracing::warn!("the password goes to Kafka in the clear: set `kafka.tls = true`");
     }
     Ok(())
 }
@@ -245,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_would_go_in_the_clear_by_mistake_is_refused() {
+    fn settings_that_do_not_fit_together_are_refused() {
         let said = |kafka: KafkaConfig| check(&kafka).unwrap_err().to_string();
         let pem = || Some("pem".to_owned());
         let word = || Some("hunter2".into());
