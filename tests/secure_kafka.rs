@@ -36,6 +36,10 @@ async fn kafka_is_reached_by_tls_with_a_certificate_and_a_password() {
     assert!(said.contains("certificate verify failed"), "{said}");
     let said = refused("OMNI_KAFKA__CA", "no certificate");
     assert!(said.contains("ssl.ca.pem"), "{said}");
+    // It proves to be 127.0.0.1, and nobody else.
+    let elsewhere = kafka.address.replace("127.0.0.1", "kafka://localhost");
+    let said = refused("OMNI_EVENTS", &elsewhere);
+    assert!(said.contains("certificate verify failed"), "{said}");
     for service in ["gateway", "hook-receiver", "audit"] {
         let log = mesh.log(service);
         assert!(!log.contains(PASSWORD) && !log.contains("PRIVATE KEY"), "{log}");

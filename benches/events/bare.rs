@@ -11,7 +11,7 @@ use rdkafka::{
     producer::{FutureProducer, FutureRecord},
 };
 
-use crate::journey::{Arrivals, Way};
+use crate::journey::{self, Arrivals, Way};
 
 #[derive(Clone)]
 pub(crate) struct Bare {
@@ -26,8 +26,7 @@ impl Bare {
     pub(crate) async fn start(events: &str, bytes: usize) -> anyhow::Result<Self> {
         let config =
             Config::from_sources(None, Default::default(), &[("events", events.to_owned())])?;
-        let topic: Arc<str> = format!("bench.{}", uuid::Uuid::now_v7().simple()).into();
-        broker::broker(&config).await?.ensure(&[topic.to_string()]).await?;
+        let topic = journey::topic(&*broker::broker(&config).await?).await?;
         let servers = events.trim_start_matches("kafka://").split('?').next().unwrap_or_default();
         let mut client = ClientConfig::new();
         client.set("bootstrap.servers", servers);
@@ -63,8 +62,8 @@ impl Bare {
 
 #[async_trait]
 impl Way for Bare {
-    async fn send(&self, key: u64, body: Vec<u8>) -> anyhow::Result<()> {
-        let key = format!("key-{}", key % 64);
+    async fn send(&self, number: u64, body: Vec<u8>) -> anyhow::Result<()> {
+        let key = journey::key(number);
         let record = FutureRecord::to(&self.topic).key(&key).payload(&body);
         let sent = self.producer.send(record, Duration::from_secs(60)).await;
         Ok(sent.map(drop).map_err(|(why, _)| why)?)

@@ -11,7 +11,7 @@ use mesh::{
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    journey::{Arrivals, Way},
+    journey::{self, Arrivals, Way},
     omni::event,
 };
 
@@ -35,8 +35,7 @@ impl Direct {
         let flags = [("data", data.path().display().to_string()), ("events", events.to_owned())];
         let config = Config::from_sources(None, HashMap::new(), &flags)?;
         let broker = broker::broker(&config).await?;
-        let topic: Arc<str> = format!("bench.{}", uuid::Uuid::now_v7().simple()).into();
-        broker.ensure(&[topic.to_string()]).await?;
+        let topic = journey::topic(&*broker).await?;
         let mut consumer = broker.subscribe(&topic, &topic).await?;
         let arrivals = Arrivals::new(bytes);
         let arriving = arrivals.clone();
@@ -60,8 +59,8 @@ impl Direct {
 
 #[async_trait]
 impl Way for Direct {
-    async fn send(&self, key: u64, body: Vec<u8>) -> anyhow::Result<()> {
-        let record = Record { topic: self.topic.to_string(), event: event(key, body) };
+    async fn send(&self, number: u64, body: Vec<u8>) -> anyhow::Result<()> {
+        let record = Record { topic: self.topic.to_string(), event: event(number, body) };
         let published = self.broker.publish(vec![record], DEADLINE).await;
         Ok(published.into_iter().collect::<Result<(), _>>()?)
     }

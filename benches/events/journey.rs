@@ -11,6 +11,7 @@ use std::{
 use anyhow::ensure;
 use async_trait::async_trait;
 use benches::{pace::pace, spread::Latency};
+use mesh::events::broker::Broker;
 use tokio::task::JoinSet;
 
 use crate::Args;
@@ -22,11 +23,26 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How often is asked whether all have arrived.
 const LOOK: Duration = Duration::from_millis(1);
 
+/// How many keys events have.
+const KEYS: u64 = 64;
+
+/// The key of the event `number`.
+pub(crate) fn key(number: u64) -> String {
+    format!("key-{}", number % KEYS)
+}
+
+/// A topic of its own for each way, made on `broker`.
+pub(crate) async fn topic(broker: &dyn Broker) -> anyhow::Result<Arc<str>> {
+    let topic = format!("bench.{}", uuid::Uuid::now_v7().simple());
+    broker.ensure(std::slice::from_ref(&topic)).await?;
+    Ok(topic.into())
+}
+
 /// A way for events.
 #[async_trait]
 pub(crate) trait Way: Clone + Send + Sync + 'static {
-    /// Sends an event with this body under this key; it is safe when this returns.
-    async fn send(&self, key: u64, body: Vec<u8>) -> anyhow::Result<()>;
+    /// Sends the event `number` with this body; it is safe when this returns.
+    async fn send(&self, number: u64, body: Vec<u8>) -> anyhow::Result<()>;
 
     /// What has arrived.
     fn arrivals(&self) -> &Arrivals;

@@ -24,10 +24,8 @@ use mesh::{
 use sea_orm::DatabaseTransaction;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::journey::{Arrivals, Way};
+use crate::journey::{self, Arrivals, Way};
 
-/// How many keys the events have.
-const KEYS: u64 = 64;
 /// How many events are published at once to fill a topic.
 const BATCH: u64 = 500;
 /// How many of them may wait for the consumer.
@@ -59,8 +57,7 @@ impl Omni {
         let store = Arc::new(Store::open(&config, "bench", migrations::kernel).await?);
         let outbox = Outbox::open("bench", store, None, config.outbox.clone()).await?;
         let broker = broker::broker(&config).await?;
-        let topic: Arc<str> = format!("bench.{}", uuid::Uuid::now_v7().simple()).into();
-        broker.ensure(&[topic.to_string()]).await?;
+        let topic = journey::topic(&*broker).await?;
         let (arrivals, stop) = (Arrivals::new(bytes), CancellationToken::new());
         let tasks = TaskTracker::new();
         let relay = Relay::new("bench", outbox.clone(), broker.clone());
@@ -77,8 +74,10 @@ impl Omni {
     pub(crate) async fn fill(&self, count: u64) -> anyhow::Result<()> {
         let mut arrived = 0;
         while self.filled.load(Ordering::Relaxed) < count {
-            let record =
-                |key| Record { topic: self.topic.to_string(), event: event(key, vec![0; 256]) };
+            let record = |number| Record {
+                topic: self.topic.to_string(),
+                event: event(number, vec![0; 256]),
+            };
             let records = (0..BATCH).map(record).collect();
             for published in self.broker.publish(records, DEADLINE).await {
                 published?;
@@ -103,8 +102,8 @@ impl Omni {
 
 #[async_trait]
 impl Way for Omni {
-    async fn send(&self, key: u64, body: Vec<u8>) -> anyhow::Result<()> {
-        let (outbox, event) = (self.outbox.clone(), event(key, body));
+    async fn send(&self, number: u64, body: Vec<u8>) -> anyhow::Result<()> {
+        let (outbox, event) = (self.outbox.clone(), event(number, body));
         let outgoing = Outgoing::new(&*self.topic, event);
         let added = self
             .outbox
@@ -118,7 +117,8 @@ impl Way for Omni {
     }
 }
 
-pub(crate) fn event(key: u64, body: Vec<u8>) -> Event {
+/// The event `number`, with this body.
+pub(crate) fn event(number: u64, body: Vec<u8>) -> Event {
     let attributes = Attributes {
         id: uuid::Uuid::now_v7().to_string(),
         source: "/bench".into(),
@@ -127,7 +127,7 @@ pub(crate) fn event(key: u64, body: Vec<u8>) -> Event {
         time: chrono::Utc::now(),
         datacontenttype: "application/octet-stream".into(),
         dataschema: String::new(),
-        correlationid: format!("key-{}", key % KEYS),
+        correlationid: journey::key(number),
         causationid: String::new(),
         traceparent: String::new(),
         extensions: BTreeMap::new(),

@@ -106,27 +106,12 @@ pub struct KafkaConfig {
     pub certificate: Option<String>,
     /// The certificate's key, in PEM.
     pub key: Option<SecretString>,
-    /// How the user is authenticated.
-    pub mechanism: Mechanism,
+    /// How the user is authenticated: a mechanism of SASL.
+    pub mechanism: String,
     /// The user; none where brokers don't ask.
     pub username: Option<String>,
     /// The user's password.
     pub password: Option<SecretString>,
-}
-
-/// A mechanism of SASL.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-pub enum Mechanism {
-    /// The password itself is sent.
-    #[serde(rename = "PLAIN")]
-    Plain,
-    /// The password is proven by a challenge's hash.
-    #[serde(rename = "SCRAM-SHA-256")]
-    ScramSha256,
-    /// As that, with a longer hash.
-    #[default]
-    #[serde(rename = "SCRAM-SHA-512")]
-    ScramSha512,
 }
 
 /// Limits of the outbox.
@@ -380,7 +365,7 @@ mod tests {
         let path = secret.path().to_str().unwrap();
         let config = load(
             "[hooks.sources.demo]\nscheme = \"github\"\nsecret = \"x\"",
-            &[("OMNI_CONSUL__TOKEN_FILE", path)],
+            &[("OMNI_CONSUL__TOKEN_FILE", path), ("OMNI_KAFKA__PASSWORD", "hunter2:")],
             &[],
         )
         .unwrap();
@@ -389,6 +374,7 @@ mod tests {
         let find = |key: &str| effective.iter().find(|e| e.key == key).unwrap();
         assert_eq!(find("consul.token").value, "********");
         assert_eq!(find("consul.token").origin, "environment");
+        assert_eq!(find("kafka.password").value, "********", "whatever it ends with");
         assert_eq!(find("hooks.sources.demo.secret").value, "********");
         assert_eq!(find("hooks.sources.demo.scheme").value, "github");
         assert_eq!(find("database").value, "sqlite:");

@@ -77,7 +77,7 @@ fn mask(key: &str, value: &str) -> String {
     let path = last.ends_with("_file");
     let secret = SECRET_KEYS.iter().any(|s| last.contains(s));
     // `sqlite:` says where, and no more.
-    let bare = last == "database" && value.ends_with(':');
+    let bare = last == "database" && value.split_once(':').is_some_and(|(_, rest)| rest.is_empty());
     if secret && !path && !value.is_empty() && !bare {
         "********".to_owned()
     } else {

@@ -188,9 +188,10 @@ impl Subscriber {
         burial
     }
 
-    /// Handles `deliveries`: `together`, if so; else, or where that fails, one by one, the first of them, as many as fit into a
-    /// transaction's time. Answers which were handled, by their index, and why
-    /// they failed; behind a failure those of its key are passed over.
+    /// Handles `deliveries`: `together`, if so; else, or where that fails, one by
+    /// one, the first of them, as many as fit into a transaction's time. Answers
+    /// which were handled, by their index, and why they failed; behind a failure
+    /// those of its key are passed over.
     async fn handle(
         &self,
         deliveries: &[Arc<Delivery>],

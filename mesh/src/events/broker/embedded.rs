@@ -111,15 +111,21 @@ impl EmbeddedBroker {
         })
     }
 
-    /// How far `group` has got, which has handled what matches `pattern` up to `seq`.
+    /// All topics, by name.
+    async fn all_topics(&self) -> Result<Vec<topic::Model>, Error> {
+        let topics = topic::Entity::find().order_by_asc(topic::Column::Name);
+        Ok(topics.all(self.store.read()).await?)
+    }
+
+    /// How far `group` has got in `topics`, which has handled what matches `pattern`
+    /// up to `seq`.
     async fn status(
         &self,
+        topics: &[topic::Model],
         group: &str,
         pattern: &str,
         seq: i64,
     ) -> Result<Vec<GroupStatus>, Error> {
-        let topics = topic::Entity::find().order_by_asc(topic::Column::Name);
-        let topics = topics.all(self.store.read()).await?;
         let behind: Vec<(String, i64)> = log::Entity::find()
             .select_only()
             .column(log::Column::Topic)
@@ -264,17 +270,19 @@ impl Broker for EmbeddedBroker {
     }
 
     async fn groups(&self) -> Result<Vec<GroupStatus>, Error> {
+        let topics = self.all_topics().await?;
         let offsets = offset::Entity::find().order_by_asc(offset::Column::GroupName);
         let mut groups = Vec::new();
-        for group in offsets.all(self.store.read()).await? {
-            groups.extend(self.status(&group.group_name, &group.pattern, group.seq).await?);
+        for offset::Model { group_name, pattern, seq } in offsets.all(self.store.read()).await? {
+            groups.extend(self.status(&topics, &group_name, &pattern, seq).await?);
         }
         Ok(groups)
     }
 
     async fn group(&self, group: &str, pattern: &str) -> Result<Vec<GroupStatus>, Error> {
         let offset = offset::Entity::find_by_id(group).one(self.store.read()).await?;
-        self.status(group, pattern, offset.map_or(0, |offset| offset.seq)).await
+        let seq = offset.map_or(0, |offset| offset.seq);
+        self.status(&self.all_topics().await?, group, pattern, seq).await
     }
 
     async fn topics(&self) -> Result<Vec<TopicStatus>, Error> {
@@ -286,8 +294,7 @@ impl Broker for EmbeddedBroker {
             .into_tuple()
             .all(self.store.read())
             .await?;
-        let topics = topic::Entity::find().order_by_asc(topic::Column::Name);
-        let topics = topics.all(self.store.read()).await?.into_iter().map(|topic| {
+        let topics = self.all_topics().await?.into_iter().map(|topic| {
             let events = counts.iter().find(|(name, _)| *name == topic.name).map_or(0, |(_, n)| *n);
             TopicStatus { name: topic.name, partitions: 1, events }
         });

@@ -6,7 +6,7 @@ use secrecy::ExposeSecret as _;
 
 use crate::{
     Error,
-    config::{Config, KafkaConfig, Mechanism},
+    config::{Config, KafkaConfig},
 };
 
 /// A record's headers, key and framing, over its body.
@@ -172,6 +172,11 @@ impl Settings {
     }
 }
 
+/// The mechanism that sends the password itself; it needs no OpenSSL.
+const PLAIN: &str = "PLAIN";
+/// All that are supported.
+const MECHANISMS: [&str; 3] = [PLAIN, "SCRAM-SHA-256", "SCRAM-SHA-512"];
+
 /// What is asked for must be had: nothing falls back to less.
 fn check(kafka: &KafkaConfig) -> Result<(), Error> {
     let KafkaConfig { tls, ca, certificate, key, mechanism, username, password } = kafka;
@@ -191,12 +196,16 @@ fn check(kafka: &KafkaConfig) -> Result<(), Error> {
             "set both `kafka.username` and `kafka.password`, or neither",
         );
     }
-    let scram = username.is_some() && *mechanism != Mechanism::Plain;
+    if username.is_some() && !MECHANISMS.contains(&mechanism.as_str()) {
+        let expected = format!("expected one of {}", MECHANISMS.join(", "));
+        return Err(Error::setting("kafka.mechanism", mechanism, expected));
+    }
+    let scram = username.is_some() && mechanism != PLAIN;
     if (*tls || scram) && !cfg!(feature = "kafka-tls") {
         let needs = if *tls { "kafka.tls" } else { "kafka.mechanism" };
         return wrong(needs, "this `omni` can't do that: build it with `--features kafka-tls`");
     }
-    if username.is_some() && !tls && *mechanism == Mechanism::Plain {
+    if username.is_some() && !tls && mechanism == PLAIN {
         tracing::warn!("the password goes to Kafka in the clear: set `kafka.tls = true`");
     }
     Ok(())
@@ -223,11 +232,6 @@ fn secure(config: &mut ClientConfig, kafka: &KafkaConfig) {
         config.set("ssl.certificate.pem", certificate).set("ssl.key.pem", key.expose_secret());
     }
     if let (Some(username), Some(password)) = (username, password) {
-        let mechanism = match mechanism {
-            Mechanism::Plain => "PLAIN",
-            Mechanism::ScramSha256 => "SCRAM-SHA-256",
-            Mechanism::ScramSha512 => "SCRAM-SHA-512",
-        };
         config
             .set("sasl.mechanism", mechanism)
             .set("sasl.username", username)
@@ -253,7 +257,7 @@ mod tests {
         let pem = || Some("pem".to_owned());
         let word = || Some("hunter2".into());
         let plain = KafkaConfig {
-            mechanism: Mechanism::Plain,
+            mechanism: PLAIN.into(),
             username: Some("u".into()),
             password: word(),
             ..Default::default()
@@ -267,7 +271,9 @@ mod tests {
         let mut config = ClientConfig::new();
         secure(&mut config, &plain);
         assert_eq!(config.get("security.protocol"), Some("sasl_plaintext"));
-        let scram = KafkaConfig { mechanism: Mechanism::ScramSha256, ..plain };
+        let other = said(KafkaConfig { mechanism: "GSSAPI".into(), ..plain.clone() });
+        assert!(other.contains("`GSSAPI`") && other.contains("SCRAM-SHA-512"), "{other}");
+        let scram = KafkaConfig { mechanism: "SCRAM-SHA-256".into(), ..plain };
         for needy in [scram, KafkaConfig { tls: true, ..Default::default() }] {
             let checked = check(&needy);
             assert_eq!(checked.is_ok(), cfg!(feature = "kafka-tls"));
