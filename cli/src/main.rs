@@ -19,6 +19,10 @@ use clap::Parser as _;
 
 use self::args::{Args, CertsCommand, Command, ConfigCommand, HookCommand};
 
+/// Of all of the process, of what is written in C too: docs/decisions/021.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     // Several of the crates used bring a provider; rustls wants one chosen.

@@ -10,7 +10,7 @@ use crate::Error;
 
 /// How often a watched folder is looked at even when the system reports
 /// nothing: reports can be lost when many come at once.
-const RESCAN: Duration = Duration::from_secs(2);
+pub(crate) const RESCAN: Duration = Duration::from_secs(2);
 
 /// Tells when something in a folder may have changed.
 pub(crate) struct Changes {

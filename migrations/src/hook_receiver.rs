@@ -52,17 +52,14 @@ impl MigrationTrait for CreateHooks {
             }
             manager.create_index(index).await?;
         }
-        manager
-            .create_table(
-                Table::create()
-                    .table("sessions")
-                    .col(string("id").primary_key())
-                    .col(timestamp_with_time_zone("first_hook_at"))
-                    .col(timestamp_with_time_zone("last_hook_at"))
-                    .col(big_integer("hook_count"))
-                    .to_owned(),
-            )
-            .await?;
+        let sessions = Table::create()
+            .table("sessions")
+            .col(string("id").primary_key())
+            .col(timestamp_with_time_zone("first_hook_at"))
+            .col(timestamp_with_time_zone("last_hook_at"))
+            .col(big_integer("hook_count"))
+            .to_owned();
+        manager.create_table(crate::by_key(manager, sessions)).await?;
         manager
             .create_index(
                 Index::create()

@@ -38,21 +38,18 @@ impl MigrationTrait for CreateOutboxAndInbox {
                     .to_owned(),
             )
             .await?;
-        manager
-            .create_table(
-                Table::create()
-                    .table("inbox")
-                    .col(string("consumer"))
-                    .col(string("source"))
-                    .col(string("event_id"))
-                    .col(timestamp_with_time_zone("handled_at"))
-                    // Of what went to the dead letters: the place of its record,
-                    // for a record elsewhere is a replay, to be tried again.
-                    .col(text_null("buried_at"))
-                    .primary_key(Index::create().col("consumer").col("source").col("event_id"))
-                    .to_owned(),
-            )
-            .await?;
+        let inbox = Table::create()
+            .table("inbox")
+            .col(string("consumer"))
+            .col(string("source"))
+            .col(string("event_id"))
+            .col(timestamp_with_time_zone("handled_at"))
+            // Of what went to the dead letters: the place of its record, for a
+            // record elsewhere is a replay, to be tried again.
+            .col(text_null("buried_at"))
+            .primary_key(Index::create().col("consumer").col("source").col("event_id"))
+            .to_owned();
+        manager.create_table(crate::by_key(manager, inbox)).await?;
         manager
             .create_index(
                 Index::create()

@@ -9,7 +9,9 @@ mod broker;
 mod hook_receiver;
 mod kernel;
 
-use sea_orm_migration::MigrationTrait;
+use sea_orm_migration::{
+    MigrationTrait, SchemaManager, sea_orm::DbBackend, sea_query::TableCreateStatement,
+};
 
 /// The schema of a service that keeps nothing but events: outbox and inbox.
 pub fn kernel() -> Vec<Box<dyn MigrationTrait>> {
@@ -33,4 +35,13 @@ pub fn audit() -> Vec<Box<dyn MigrationTrait>> {
 /// The schema of the embedded broker.
 pub fn broker() -> Vec<Box<dyn MigrationTrait>> {
     vec![Box::new(broker::CreateLog)]
+}
+
+/// Has SQLite keep `table` as one tree, by its key. Else it keeps one by a number of
+/// its own, and each insertion goes into both.
+fn by_key(manager: &SchemaManager, mut table: TableCreateStatement) -> TableCreateStatement {
+    if manager.get_database_backend() == DbBackend::Sqlite {
+        table.extra("WITHOUT ROWID");
+    }
+    table
 }

@@ -304,25 +304,21 @@ impl Outbox {
 
     /// Forgets the events of `seqs`: the broker has them.
     pub(super) async fn forget(&self, seqs: Vec<i64>) -> Result<(), Error> {
-        let (gone, bytes) = self
-            .store
-            .transaction(move |tx| {
-                Box::pin(async move {
-                    let gone = row::Column::Seq.is_in(seqs);
-                    let bytes = row::Entity::find()
-                        .select_only()
-                        .column_as(row::Column::Bytes.sum().cast_as("bigint"), "bytes")
-                        .filter(gone.clone())
-                        .into_tuple::<Option<i64>>()
-                        .one(tx)
-                        .await?;
-                    let delete = row::Entity::delete_many().filter(gone).exec(tx).await?;
-                    Ok::<_, Error>((delete.rows_affected, bytes.flatten().unwrap_or_default()))
-                })
+        let work = self.store.transaction(move |tx| {
+            Box::pin(async move {
+                let delete = Query::delete()
+                    .from_table(row::Entity)
+                    .cond_where(row::Column::Seq.is_in(seqs))
+                    .returning_col(row::Column::Bytes)
+                    .to_owned();
+                let gone = tx.query_all(&delete).await?;
+                let bytes = gone.iter().map(|row| row.try_get_by_index(0));
+                Ok::<_, Error>(bytes.collect::<Result<Vec<i64>, _>>()?)
             })
-            .await?;
-        let bytes = u64::try_from(bytes).unwrap_or_default();
-        self.waiting.less(Load { events: gone, bytes });
+        });
+        let gone = work.await?;
+        let bytes = gone.iter().sum::<i64>().try_into().unwrap_or_default();
+        self.waiting.less(Load { events: gone.len() as u64, bytes });
         Ok(())
     }
 

@@ -9,7 +9,10 @@ mod consumer;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, fs::File, os::unix::fs::FileExt as _, path::PathBuf, sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -26,6 +29,8 @@ use crate::{Error, config::Config, events::RETENTION, files, store::Store};
 const EXPIRED_PER_EVENT: u64 = 4;
 /// How many rows one statement inserts: what fits into its variables.
 const CHUNK: usize = 512;
+/// The folder that readers watch.
+const CHANGES: &str = "changes";
 
 /// The table `log`.
 mod log {
@@ -88,6 +93,9 @@ mod offset {
 pub struct EmbeddedBroker {
     store: Arc<Store>,
     folder: PathBuf,
+    /// Written to behind each publish: readers of all processes watch its folder.
+    /// SQLite's own files change dozens of times for one commit.
+    published: File,
     retention: Duration,
 }
 
@@ -99,8 +107,12 @@ impl EmbeddedBroker {
     pub async fn open(config: &Config) -> Result<Self, Error> {
         let folder = config.data.join("events");
         files::make_folder(&folder.join("groups"))?;
+        files::make_folder(&folder.join(CHANGES))?;
         let store = Store::open_file(folder.join("broker.db"), migrations::broker).await?;
-        Ok(Self { store: Arc::new(store), folder, retention: RETENTION })
+        let published = folder.join(CHANGES).join("published");
+        let open = File::options().create(true).truncate(false).write(true).open(&published);
+        let published = open.map_err(Error::file(&published))?;
+        Ok(Self { store: Arc::new(store), folder, published, retention: RETENTION })
     }
 
     /// That `topic` is there.
@@ -149,7 +161,8 @@ impl EmbeddedBroker {
     }
 
     fn reader(&self, pattern: &str, position: i64) -> Result<Reader, Error> {
-        Ok(Reader::new(self.store.clone(), pattern, position, files::watch(&self.folder)?))
+        let changes = files::watch(&self.folder.join(CHANGES))?;
+        Ok(Reader::new(self.store.clone(), pattern, position, changes))
     }
 }
 
@@ -234,7 +247,12 @@ impl Broker for EmbeddedBroker {
             })
         });
         match published.await {
-            Ok(()) => (0..count).map(|_| Ok(())).collect(),
+            Ok(()) => {
+                // Where this fails, or the process ends before it, readers find
+                // out by themselves a little later.
+                let _ = self.published.write_at(b".", 0);
+                (0..count).map(|_| Ok(())).collect()
+            }
             Err(why) => (0..count).map(|_| Err(Error::Broker(why.to_string()))).collect(),
         }
     }

@@ -75,6 +75,26 @@ async fn a_group_reads_in_order_across_processes_and_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn readers_of_other_processes_hear_of_what_is_published() {
+    let data = tempfile::tempdir().unwrap();
+    let (one, other) = (open(data.path()).await, open(data.path()).await);
+    publish(&one, "a", &["0"]).await;
+    let mut reader = other.tail("a", From::Now).await.unwrap();
+    for id in ["1", "2", "3"] {
+        let published = async {
+            // By now it waits.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            publish(&one, "a", &[id]).await;
+            std::time::Instant::now()
+        };
+        let ((ids, _), published) = tokio::join!(next(reader.as_mut()), published);
+        assert_eq!(ids, [id]);
+        let took = published.elapsed();
+        assert!(took < files::RESCAN / 2, "it was found by looking, not heard of: {took:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_scan_ends_and_a_groups_lag_is_told() {
     let data = tempfile::tempdir().unwrap();
     let broker = open(data.path()).await;
