@@ -68,6 +68,59 @@ async fn an_error_takes_back_its_own_writes_only() {
 }
 
 #[tokio::test]
+async fn a_commit_that_fails_is_told_to_all_of_its_group_and_keeps_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let tables = store.transaction(|tx| {
+        Box::pin(async move {
+            // Such a key is looked at by the commit only.
+            let child = "CREATE TABLE child (of TEXT REFERENCES parent (id) \
+                         DEFERRABLE INITIALLY DEFERRED)";
+            for table in ["CREATE TABLE parent (id TEXT PRIMARY KEY)", child] {
+                tx.execute_unprepared(table).await?;
+            }
+            Ok::<_, Error>(())
+        })
+    });
+    tables.await.unwrap();
+    let orphan = store.transaction(|tx| {
+        Box::pin(async move {
+            tx.execute_unprepared("INSERT INTO child VALUES ('nobody')").await?;
+            Ok::<_, Error>(())
+        })
+    });
+    let batcher = store.batcher(Numbers);
+    let good = store.transaction(|tx| Box::pin(note(tx, 1)));
+    let (good, batch, orphan) = tokio::join!(good, batcher.submit(vec![2]), orphan);
+    for told in [good, orphan, batch.into_iter().next().unwrap().map(drop)] {
+        assert!(matches!(told, Err(Error::NotCommitted(_))), "{told:?}");
+    }
+    assert_eq!(count(&store).await, 0);
+    assert!(batcher.submit(vec![3]).await[0].is_ok(), "the writer goes on by itself");
+    assert_eq!(count(&store).await, 1);
+}
+
+#[tokio::test]
+async fn a_transaction_that_is_lost_in_the_middle_of_a_group_keeps_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let before = store.transaction(|tx| Box::pin(note(tx, 1)));
+    let losing = store.transaction(|tx| {
+        Box::pin(async move {
+            tx.execute_unprepared("ROLLBACK").await?;
+            Ok::<_, Error>(())
+        })
+    });
+    // Without a transaction this would be kept by itself.
+    let behind = store.transaction(|tx| Box::pin(note(tx, 2)));
+    let (before, losing, behind) = tokio::join!(before, losing, behind);
+    assert!(before.is_err() && losing.is_err() && behind.is_err(), "{before:?} {behind:?}");
+    assert_eq!(count(&store).await, 0);
+    store.transaction(|tx| Box::pin(note(tx, 3))).await.unwrap();
+    assert_eq!(count(&store).await, 1);
+}
+
+#[tokio::test]
 async fn what_cannot_be_written_is_an_error_and_the_writer_goes_on_by_itself() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
