@@ -184,6 +184,7 @@ pub(crate) enum EventsCommand {
 #[command(after_help = "Examples:
   omni events tail hooks.demo --from-beginning
   omni events tail hooks.demo --since 10m --type push
+  omni events tail hooks.demo --partition 3 --offset 1200 --limit 1
   omni events tail services.lifecycle --from-beginning --limit 5 --json | jq .")]
 pub(crate) struct EventsTail {
     /// The topic
@@ -194,6 +195,12 @@ pub(crate) struct EventsTail {
     /// Begin with events of this time: 10m, 2h, 1d ago, or 2026-11-21T12:00:00Z
     #[arg(long, value_name = "TIME", value_parser = since, conflicts_with = "from_beginning")]
     pub(crate) since: Option<DateTime<Utc>>,
+    /// Begin with the event at this place of one partition, and read no other
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["from_beginning", "since"])]
+    pub(crate) offset: Option<i64>,
+    /// The partition of --offset
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, requires = "offset")]
+    pub(crate) partition: i32,
     #[command(flatten)]
     pub(crate) filter: EventFilter,
     /// Stop after so many events

@@ -82,6 +82,14 @@ pub enum Error {
     /// The broker refused or can't be reached.
     #[error("broker: {0}")]
     Broker(String),
+    /// The broker is there, but doesn't take what is for this topic.
+    #[error("broker: the topic `{topic}`: {cause}")]
+    Topic {
+        /// The topic.
+        topic: String,
+        /// Why, and what to do.
+        cause: String,
+    },
     /// An event of a version that can't be read here.
     #[error("event: it holds `{found}`, and only `{expected}` can be read here")]
     Schema {
@@ -113,7 +121,8 @@ impl Error {
             | Self::WriterStopped
             | Self::WriterFull
             | Self::OutboxFull { .. }
-            | Self::Broker(_) => true,
+            | Self::Broker(_)
+            | Self::Topic { .. } => true,
             _ => false,
         }
     }

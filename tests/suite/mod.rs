@@ -17,6 +17,7 @@ macro_rules! on {
             a_webhook_becomes_a_call_an_event_and_an_entry
             the_same_delivery_again_is_one_event
             a_hundred_deliveries_at_once_are_each_one_event
+            one_delivery_a_hundred_times_at_once_is_one_event
             one_trace_leads_from_the_webhook_to_the_trail
             bad_input_is_answered_clearly_and_leaves_nothing_behind
             an_api_key_opens_its_source

@@ -113,6 +113,33 @@ pub async fn a_hundred_deliveries_at_once_are_each_one_event(layout: Layout) {
     mesh.stop().await;
 }
 
+pub async fn one_delivery_a_hundred_times_at_once_is_one_event(layout: Layout) {
+    let mesh = Mesh::start(layout).await;
+    let delivery = new_id();
+    let posts = (0..100).map(|_| mesh.post(&delivery, PUSH));
+    let answers = futures::future::join_all(posts).await;
+    let id = &answers[0].body["id"];
+    for answer in &answers {
+        assert_eq!(answer.status, StatusCode::ACCEPTED, "{answer:?}");
+        assert_eq!(&answer.body["id"], id, "all are told of the same hook");
+    }
+    let new = answers.iter().filter(|answer| answer.body["duplicate"] == false).count();
+    assert_eq!(new, 1);
+
+    let after = mesh.post(&new_id(), PUSH).await;
+    let last = after.body["correlation_id"].as_str().unwrap();
+    until("what came after it is in the trail", || async {
+        let entries = mesh.entries(last);
+        if entries.len() == 1 { Ok(()) } else { Err(entries) }
+    })
+    .await;
+    let of_it = |event: &&serde_json::Value| event["deliveryid"] == delivery.as_str();
+    let correlation = answers[0].body["correlation_id"].as_str().unwrap();
+    assert_eq!(mesh.events("hooks.demo", correlation).iter().filter(of_it).count(), 1);
+    assert_eq!(mesh.entries(correlation).len(), 1);
+    mesh.stop().await;
+}
+
 pub async fn one_trace_leads_from_the_webhook_to_the_trail(layout: Layout) {
     let mesh = Mesh::start(layout).await;
     // A trace of the outside is a link, never a parent.

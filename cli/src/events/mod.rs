@@ -40,8 +40,11 @@ pub(crate) async fn run(common: &Common, command: &EventsCommand) -> anyhow::Res
 async fn tail(common: &Common, args: &EventsTail) -> anyhow::Result<()> {
     let config = config::load(common, &[])?;
     let broker = broker::broker(&config).await?;
-    let past = args.from_beginning || args.since.is_some();
-    let from = if past { From::Beginning } else { From::Now };
+    let from = match args.offset {
+        Some(offset) => From::At { partition: args.partition, offset },
+        None if args.from_beginning || args.since.is_some() => From::Beginning,
+        None => From::Now,
+    };
     let mut consumer = broker.tail(&args.topic, from).await?;
     let mut left = args.limit.unwrap_or(u64::MAX);
     while left > 0 {

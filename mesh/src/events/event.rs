@@ -12,6 +12,10 @@ use crate::{Error, descriptors};
 const MAX_ATTRIBUTE_BYTES: usize = 16 * 1024;
 /// How many bytes its id and its source may have each.
 const MAX_ID_BYTES: usize = 1024;
+/// How many of them the attribute `traceparent` has.
+const TRACEPARENT_BYTES: usize = 66;
+/// What the attributes begin with that make an event a dead letter.
+const LETTER: &str = "dlq";
 
 /// An event on its way. The key, by which order is kept, is the correlation id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,9 +165,6 @@ impl Attributes {
     /// long together.
     pub fn from_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
         let mut pairs: BTreeMap<String, String> = pairs.into_iter().collect();
-        if pairs.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>() > MAX_ATTRIBUTE_BYTES {
-            return Err(Error::Event(format!("its attributes exceed {MAX_ATTRIBUTE_BYTES} bytes")));
-        }
         let mut take = |name: &str| pairs.remove(name).unwrap_or_default();
         let version = take("specversion");
         if version != "1.0" {
@@ -204,21 +205,33 @@ impl Attributes {
         Ok(attributes)
     }
 
-    /// That every consumer can remember the event.
+    /// That every consumer can read and remember the event.
     ///
     /// # Errors
-    /// When its id or source is longer than an index of PostgreSQL takes, or an
-    /// attribute has a NUL, which its texts can't have.
+    /// When its id or source is longer than an index of PostgreSQL takes, its
+    /// attributes are too long together, or one has a NUL, which PostgreSQL's texts
+    /// can't have.
     pub(super) fn check(&self) -> Result<(), Error> {
         for (name, value) in [("id", &self.id), ("source", &self.source)] {
             if value.len() > MAX_ID_BYTES {
                 return Err(Error::Event(format!("`{name}` exceeds {MAX_ID_BYTES} bytes")));
             }
         }
-        match self.pairs().into_iter().find(|(_, value)| value.contains('\0')) {
-            Some((name, _)) => Err(Error::Event(format!("`{name}` contains a NUL"))),
-            None => Ok(()),
+        // The relay adds one where there is none, and a dead letter says why in as
+        // much room again: an event that went out once is read at every station.
+        let mut own = if self.traceparent.is_empty() { TRACEPARENT_BYTES } else { 0 };
+        let mut letter = 0;
+        for (name, value) in self.pairs() {
+            if value.contains('\0') {
+                return Err(Error::Event(format!("`{name}` contains a NUL")));
+            }
+            let bytes = if name.starts_with(LETTER) { &mut letter } else { &mut own };
+            *bytes += name.len() + value.len();
         }
+        if own.max(letter) > MAX_ATTRIBUTE_BYTES {
+            return Err(Error::Event(format!("its attributes exceed {MAX_ATTRIBUTE_BYTES} bytes")));
+        }
+        Ok(())
     }
 }
 
@@ -272,6 +285,21 @@ mod tests {
         event.attributes.time = DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap();
         let pairs = event.attributes.pairs().into_iter().map(|(k, v)| (k.to_owned(), v));
         assert_eq!(Attributes::from_pairs(pairs).unwrap(), event.attributes);
+    }
+
+    #[test]
+    fn what_goes_out_is_read_with_what_is_added_on_the_way() {
+        let mut attributes =
+            Event::typed("/s", "c", &ServiceChanged::default()).unwrap().attributes;
+        let others: usize = attributes.pairs().iter().map(|(k, v)| k.len() + v.len()).sum();
+        let room = MAX_ATTRIBUTE_BYTES - TRACEPARENT_BYTES - others - "subject".len();
+        attributes.subject = "x".repeat(room);
+        attributes.check().unwrap();
+        attributes.traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into();
+        attributes.extensions.insert("dlqreason".into(), "y".repeat(1024));
+        attributes.check().unwrap();
+        attributes.subject.push('x');
+        assert!(attributes.check().is_err());
     }
 
     #[test]

@@ -176,6 +176,9 @@ mod tests {
         }
         assert!(hand.next_due().unwrap() <= now + LONGEST_PAUSE);
         assert_eq!(offsets(&hand.ready(now, 100)), [2]);
+        hand.take(vec![delivery("", 3), delivery("", 4)]);
+        hand.failed(&hand.ready(now, 100)[1].clone(), now);
+        assert_eq!(offsets(&hand.ready(now, 100)), [2, 4], "nor does an event without one");
     }
 
     #[test]

@@ -198,17 +198,19 @@ pub(super) async fn mark_handled(
 }
 
 /// Marks an event as being in the dead letters, from `place`; `false` where it
-/// has been handled meanwhile.
+/// has been handled meanwhile, or is there from this place already.
 pub(super) async fn mark_buried(
     tx: &DatabaseTransaction,
     group: &str,
     attributes: &Attributes,
     place: String,
 ) -> Result<bool, Error> {
+    let buried_at = || Expr::col((mark::Entity, mark::Column::BuriedAt));
     let again =
         OnConflict::columns([mark::Column::Consumer, mark::Column::Source, mark::Column::EventId])
             .update_columns([mark::Column::BuriedAt, mark::Column::HandledAt])
-            .action_and_where(Expr::col((mark::Entity, mark::Column::BuriedAt)).is_not_null())
+            .action_and_where(buried_at().is_not_null())
+            .action_and_where(buried_at().ne(&*place))
             .to_owned();
     let insert = mark::Entity::insert(mark(group, attributes, Some(place)))
         .on_conflict(again)

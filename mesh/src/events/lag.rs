@@ -49,6 +49,8 @@ pub(super) async fn report(
             Ok(statuses) => statuses,
             Err(why) => {
                 tracing::debug!(%service, group, %why, "its lag isn't known");
+                // While the broker is away nothing could move.
+                places = Places::default();
                 continue;
             }
         };

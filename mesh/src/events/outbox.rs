@@ -99,7 +99,7 @@ pub struct Outbox {
 /// batch need not fit into memory.
 const BATCH_BYTES: i64 = 4 * 1024 * 1024;
 /// How many events are dropped at once to make room for bytes.
-const DROP_AT_ONCE: u64 = 1000;
+const DROP_AT_ONCE: u64 = 20_000;
 
 /// An event that waits in the outbox.
 pub(super) struct Pending {
@@ -142,7 +142,8 @@ impl Outbox {
     /// Adds events inside `tx`: they go out if and only if it commits.
     ///
     /// # Errors
-    /// [`Error::OutboxFull`] when a limit is reached, or the database's.
+    /// [`Error::OutboxFull`] when a limit is reached; [`Error::Event`] for one that
+    /// no consumer would take; or the database's.
     pub async fn add(&self, tx: &DatabaseTransaction, events: Vec<Outgoing>) -> Result<(), Error> {
         if events.is_empty() {
             return Ok(());
@@ -159,6 +160,7 @@ impl Outbox {
         let count = events.len() as u64;
         let (mut rows, mut added) = (Vec::with_capacity(events.len()), 0);
         for event in events {
+            event.attributes.check()?;
             let attributes = serde_json::to_string(&event.attributes)
                 .map_err(|why| Error::Event(why.to_string()))?;
             let bytes = event.body.len() as u64;
@@ -203,7 +205,7 @@ impl Outbox {
             return Err(full());
         }
         // As many as come, and as many more as there are bytes too many.
-        let (mut gone, mut freed) = (Vec::new(), 0);
+        let (mut gone, mut freed, mut last) = (0, 0, 0);
         let oldest = row::Entity::find()
             .select_only()
             .columns([row::Column::Seq, row::Column::Bytes])
@@ -215,19 +217,24 @@ impl Outbox {
             .all(tx)
             .await?;
         for (seq, bytes) in oldest {
-            if gone.len() as u64 >= too_many && freed >= too_large {
+            if gone >= too_many && freed >= too_large {
                 break;
             }
-            gone.push(seq);
+            gone += 1;
             freed += u64::try_from(bytes).unwrap_or_default();
+            last = seq;
         }
-        if (gone.len() as u64) < too_many || freed < too_large {
+        if gone < too_many || freed < too_large {
             return Err(full());
         }
-        let count = gone.len() as u64;
-        row::Entity::delete_many().filter(row::Column::Seq.is_in(gone)).exec(tx).await?;
-        self.waiting.less(Load { events: count, bytes: freed });
-        self.dropped.add(count, &[label("topic", topic.clone())]);
+        row::Entity::delete_many()
+            .filter(row::Column::Topic.eq(topic))
+            .filter(row::Column::SetAside.is_null())
+            .filter(row::Column::Seq.lte(last))
+            .exec(tx)
+            .await?;
+        self.waiting.less(Load { events: gone, bytes: freed });
+        self.dropped.add(gone, &[label("topic", topic.clone())]);
         Ok(())
     }
 
@@ -256,13 +263,19 @@ impl Outbox {
         Ok(())
     }
 
-    /// The oldest events behind the place `after`, in order: `limit` of them, or
-    /// fewer where their bodies are large.
-    pub(super) async fn oldest(&self, after: i64, limit: u64) -> Result<Vec<Pending>, Error> {
+    /// The oldest events behind the place `after` that aren't for the topics
+    /// `but_for`, in order: `limit` of them, or fewer where their bodies are large.
+    pub(super) async fn oldest(
+        &self,
+        after: i64,
+        but_for: impl IntoIterator<Item = &str>,
+        limit: u64,
+    ) -> Result<Vec<Pending>, Error> {
         let read = self.store.read();
         let rows = row::Entity::find()
             .filter(row::Column::Seq.gt(after))
             .filter(row::Column::SetAside.is_null())
+            .filter(row::Column::Topic.is_not_in(but_for))
             .order_by_asc(row::Column::Seq)
             .limit(limit)
             .all(read)

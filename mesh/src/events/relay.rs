@@ -1,7 +1,11 @@
 //! Empties the outbox to the broker, in order. It is a task of the service's
 //! own process; of several processes on one database one relays at a time.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use opentelemetry::metrics::Gauge;
 use tokio::{sync::watch, time::Instant};
@@ -42,6 +46,8 @@ const OPEN_AFTER: u32 = 3;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often what waits is counted.
 const COUNT: Duration = Duration::from_secs(5);
+/// How long nothing is published to a topic that the broker didn't take anything for.
+const TOPIC_PAUSE: Duration = Duration::from_secs(5);
 /// How long to wait after a first failure, and after many.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -61,6 +67,9 @@ pub struct Relay {
     /// Up to where events go out one by one, because the broker refused one of a
     /// batch.
     one_by_one_to: Option<i64>,
+    /// Topics that the broker takes nothing for, and until when they aren't tried:
+    /// others don't wait behind them.
+    held: HashMap<String, Instant>,
     /// How often in a row the broker took nothing.
     failures: u32,
     /// 1 while only probes are sent.
@@ -85,6 +94,7 @@ impl Relay {
             published: vec![],
             forgotten: Instant::now(),
             one_by_one_to: None,
+            held: HashMap::new(),
             failures: 0,
             breaker,
         }
@@ -180,6 +190,7 @@ impl Relay {
             let Some(led) = self.outbox.store().try_lead().await? else {
                 // What this one found of the broker is of the past.
                 self.set_failures(0);
+                self.held.clear();
                 return Ok(Step::Follows);
             };
             tracing::debug!(service = %self.service, "relaying");
@@ -188,13 +199,15 @@ impl Relay {
             self.outbox.take_back().await?;
             *leadership = Some(led);
         }
+        self.let_go().await?;
         let is_open = self.failures >= OPEN_AFTER;
         let (batch, deadline) = match is_open {
             true => (1, PROBE_TIMEOUT),
             false if self.one_by_one_to.is_some() => (1, PUBLISH_TIMEOUT),
             false => (BATCH, PUBLISH_TIMEOUT),
         };
-        let pending = self.outbox.oldest(self.after, batch).await?;
+        let held = self.held.keys().map(String::as_str);
+        let pending = self.outbox.oldest(self.after, held, batch).await?;
         if pending.is_empty() {
             return Ok(Step::Empty);
         }
@@ -213,6 +226,18 @@ impl Relay {
                 Err(why)
             }
         }
+    }
+
+    /// Has topics tried again whose pause is over, from their oldest event on.
+    async fn let_go(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        if self.held.values().any(|until| *until <= now) {
+            // Others come from among those that went out.
+            self.forget().await?;
+            self.after = 0;
+            self.held.retain(|_, until| *until > now);
+        }
+        Ok(())
     }
 
     fn set_failures(&mut self, failures: u32) {
@@ -269,6 +294,13 @@ impl Relay {
                     self.one_by_one_to = Some(seq);
                 }
                 Err(why @ Error::Event(_)) => self.set_aside(seq, &why).await?,
+                Err(Error::Topic { topic, cause }) => {
+                    refused = true;
+                    tracing::warn!(service = %self.service, topic, cause, "its events wait in the outbox");
+                    // It may have been deleted: it is looked for anew.
+                    self.known.remove(&topic);
+                    self.held.insert(topic, Instant::now() + TOPIC_PAUSE);
+                }
                 Err(why) => {
                     failure.get_or_insert(why);
                 }

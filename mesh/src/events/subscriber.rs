@@ -4,9 +4,10 @@
 //! What fails is tried again, later each time, and then goes to the dead
 //! letters. Meanwhile those of its key wait, and no others.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures::FutureExt as _;
 use opentelemetry::metrics::Counter;
 use sea_orm::{DatabaseTransaction, TransactionTrait as _};
 use tokio::time::Instant;
@@ -271,12 +272,10 @@ impl Subscriber {
     async fn bury(&self, delivery: &Delivery, why: &Error, attempts: u32) -> Result<(), Error> {
         let letter = dead_letter(delivery, &self.group(), why, attempts);
         let (outbox, group, place) = (self.outbox.clone(), self.group(), place(delivery));
-        let attributes = delivery.event.as_ref().ok().map(|event| event.attributes.clone());
+        let attributes = letter.attributes.clone();
         let burial = self.outbox.store().transaction(move |tx| {
             Box::pin(async move {
-                if let Some(attributes) = attributes
-                    && !mark_buried(tx, &group, &attributes, place).await?
-                {
+                if !mark_buried(tx, &group, &attributes, place).await? {
                     return Ok(false);
                 }
                 outbox.add(tx, vec![letter]).await?;
@@ -333,7 +332,7 @@ impl Effects<'_> {
             let _spans: Vec<_> =
                 new.iter().map(|(topic, of)| span(self.service, topic, of)).collect();
             if !new.is_empty() {
-                self.handler.handle_all(&savepoint, &new).await?;
+                caught(self.handler.handle_all(&savepoint, &new)).await?;
             }
             Ok(true)
         };
@@ -386,21 +385,39 @@ impl Effects<'_> {
         let span = span(self.service, &delivery.topic, event);
         let effect = async {
             let savepoint = tx.begin().await?;
-            let outcome =
-                match mark_handled(&savepoint, self.group, &event.attributes, delivery).await {
-                    Ok(true) => self.handler.handle(&savepoint, &delivery.topic, event).await,
-                    Ok(false) => Ok(()),
-                    Err(why) => Err(why),
-                };
+            let outcome = match mark_handled(&savepoint, self.group, &event.attributes, delivery)
+                .await
+            {
+                Ok(true) => caught(self.handler.handle(&savepoint, &delivery.topic, event)).await,
+                Ok(false) => Ok(()),
+                Err(why) => Err(why),
+            };
             crate::store::end_savepoint(savepoint, outcome).await
         };
         effect.instrument(span).await
     }
 }
 
+/// A handler's outcome; its panic is a failure of the event at hand. Uncaught it
+/// would take along what others write in the same transaction.
+async fn caught(effect: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    let ended = AssertUnwindSafe(effect).catch_unwind().await;
+    ended.unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<&str>().copied();
+        let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Err(Error::Event(format!("its handler panicked: {}", said.unwrap_or("no message"))))
+    })
+}
+
 fn span(service: &str, topic: &str, event: &Event) -> tracing::Span {
     let parent = trace::parse(&event.attributes.traceparent);
     trace::child(service, Kind::Consumer, &format!("consume {topic}"), parent.as_ref())
+}
+
+/// Why, short enough and such that a header can hold it: it may quote the event.
+fn reason(why: &Error) -> String {
+    let plain = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    why.to_string().chars().take(1024).map(plain).collect()
 }
 
 /// The letter that says why, where, how often, and keeps the bytes.
@@ -426,7 +443,7 @@ fn dead_letter(delivery: &Delivery, group: &str, why: &Error, attempts: u32) -> 
         },
     };
     event.attributes.extensions.extend([
-        ("dlqreason".to_owned(), why.to_string().chars().take(1024).collect()),
+        ("dlqreason".to_owned(), reason(why)),
         ("dlqtopic".to_owned(), topic.clone()),
         ("dlqpartition".to_owned(), partition.to_string()),
         ("dlqoffset".to_owned(), offset.to_string()),

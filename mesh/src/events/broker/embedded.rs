@@ -22,7 +22,7 @@ use sea_orm::{
 };
 
 use self::consumer::{Member, Reader, matching};
-use super::{Broker, Consumer, From, GroupStatus, Record, TopicStatus};
+use super::{Broker, Consumer, From, GroupStatus, Record, TopicStatus, check_offset, no_partition};
 use crate::{Error, config::Config, events::RETENTION, files, store::Store};
 
 /// How many expired events go for each that is published.
@@ -268,6 +268,12 @@ impl Broker for EmbeddedBroker {
         let position = match from {
             From::Beginning => 0,
             From::Now => last(&self.store).await?,
+            From::At { partition: 0, offset } => {
+                let (first, next) = self.bounds(topic).await?[&0];
+                check_offset(offset, first, next)?;
+                offset - 1
+            }
+            From::At { partition, .. } => return Err(no_partition(topic, partition)),
         };
         Ok(Box::new(self.reader(topic, position)?))
     }

@@ -35,11 +35,10 @@ pub trait Broker: Send + Sync + 'static {
     /// When the broker can't be reached.
     async fn subscribe(&self, group: &str, pattern: &str) -> Result<Box<dyn Consumer>, Error>;
 
-    /// Reads `topic` without a group, for people: from its first event or from
-    /// the next.
+    /// Reads `topic` without a group, for people.
     ///
     /// # Errors
-    /// When the topic isn't there or the broker can't be reached.
+    /// When the topic or the place isn't there, or the broker can't be reached.
     async fn tail(&self, topic: &str, from: From) -> Result<Box<dyn Consumer>, Error>;
 
     /// The first offset of each partition of `topic`, and the one that its next
@@ -93,12 +92,15 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// What keeps its order: a topic's events of one correlation. A record that
-    /// is no event stands alone.
+    /// What keeps its order: a topic's events of one correlation. One of none, or
+    /// a record that is no event, stands alone.
     pub(crate) fn key(&self) -> (String, String) {
-        let of_event = |event: &Event| event.attributes.correlationid.clone();
-        let alone = |_: &_| format!("{}/{}", self.partition, self.offset);
-        (self.topic.clone(), self.event.as_ref().map_or_else(alone, of_event))
+        let of_event = self.event.as_ref().map(|event| &event.attributes.correlationid);
+        let key = match of_event {
+            Ok(correlation) if !correlation.is_empty() => correlation.clone(),
+            _ => format!("{}/{}", self.partition, self.offset),
+        };
+        (self.topic.clone(), key)
     }
 }
 
@@ -118,6 +120,32 @@ pub enum From {
     Beginning,
     /// At the next event that is published.
     Now,
+    /// At this offset of this partition, and in no other one.
+    At {
+        /// The partition.
+        partition: i32,
+        /// The offset: one that is kept, or the next.
+        offset: i64,
+    },
+}
+
+/// That reading can begin at `offset`, where a partition has events from `first` to
+/// before `next`.
+///
+/// # Errors
+/// Says where it can.
+fn check_offset(offset: i64, first: i64, next: i64) -> Result<(), Error> {
+    match (first..=next).contains(&offset) {
+        true => Ok(()),
+        false => Err(Error::Broker(format!(
+            "there is no offset {offset}: the partition has events from {first} to before {next}"
+        ))),
+    }
+}
+
+/// That a partition isn't there.
+fn no_partition(topic: &str, partition: i32) -> Error {
+    Error::Broker(format!("the topic `{topic}` has no partition {partition}"))
 }
 
 /// A topic as `omni events topics` shows it.

@@ -1,9 +1,72 @@
 //! What waits for the broker, and what can't go there.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
 use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
 
 use super::*;
-use crate::{Error, events::Outgoing};
+use crate::{
+    Error,
+    events::{
+        Outgoing,
+        broker::{Consumer, GroupStatus, TopicStatus},
+    },
+};
+
+/// A broker that takes nothing for the topic `closed` until it is opened.
+struct Picky {
+    broker: Arc<dyn Broker>,
+    open: AtomicBool,
+}
+
+#[async_trait]
+impl Broker for Picky {
+    async fn publish(&self, records: Vec<Record>, deadline: Duration) -> Vec<Result<(), Error>> {
+        let refused = |record: &Record| record.topic == "closed";
+        let Some(first) = records.iter().position(refused) else {
+            return self.broker.publish(records, deadline).await;
+        };
+        if self.open.load(Ordering::Relaxed) {
+            return self.broker.publish(records, deadline).await;
+        }
+        // As Kafka's does: behind a failure nothing is sent.
+        let (sent, unsent) = records.split_at(first);
+        let mut answers = self.broker.publish(sent.to_vec(), deadline).await;
+        let cause = "no right to write to it".to_owned();
+        answers.push(Err(Error::Topic { topic: "closed".into(), cause }));
+        answers.extend(unsent[1..].iter().map(|_| Err(Error::Broker("not sent".into()))));
+        answers
+    }
+
+    async fn ensure(&self, topics: &[String]) -> Result<(), Error> {
+        self.broker.ensure(topics).await
+    }
+
+    async fn subscribe(&self, group: &str, pattern: &str) -> Result<Box<dyn Consumer>, Error> {
+        self.broker.subscribe(group, pattern).await
+    }
+
+    async fn tail(&self, topic: &str, from: Begin) -> Result<Box<dyn Consumer>, Error> {
+        self.broker.tail(topic, from).await
+    }
+
+    async fn bounds(&self, topic: &str) -> Result<BTreeMap<i32, (i64, i64)>, Error> {
+        self.broker.bounds(topic).await
+    }
+
+    async fn topics(&self) -> Result<Vec<TopicStatus>, Error> {
+        self.broker.topics().await
+    }
+
+    async fn groups(&self) -> Result<Vec<GroupStatus>, Error> {
+        self.broker.groups().await
+    }
+
+    async fn group(&self, group: &str, pattern: &str) -> Result<Vec<GroupStatus>, Error> {
+        self.broker.group(group, pattern).await
+    }
+}
 
 fn limits(limit: u64, bytes: u64, drop_oldest: &[&str]) -> OutboxConfig {
     let drop_oldest = drop_oldest.iter().map(|topic| (*topic).to_owned()).collect();
@@ -72,6 +135,38 @@ async fn the_oldest_of_a_topic_make_room_where_it_is_set_so() {
 }
 
 #[tokio::test]
+async fn many_small_ones_make_room_for_a_large_one() {
+    let bench = Bench::quiet(limits(10_000, 30_000, &[TOPIC])).await;
+    let small = |nth| {
+        let event = Event { data: vec![b'x'; 10].into(), ..event("k", &format!("{nth}"), "") };
+        Outgoing::new(TOPIC, event)
+    };
+    let (inside, many) = (bench.outbox.clone(), (0..1500).map(small).collect());
+    let work = bench
+        .outbox
+        .store()
+        .transaction(move |tx| Box::pin(async move { inside.add(tx, many).await }));
+    work.await.unwrap();
+    add(&bench.outbox, TOPIC, "large", 29_000).await.unwrap();
+    assert_eq!(bench.outbox.pending(), 101, "the large one, and what still fits beside it");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn an_event_that_no_consumer_would_take_is_refused() {
+    let bench = Bench::quiet(limits(10, 100, &[])).await;
+    let mut long = event("k", "1", "");
+    long.attributes.subject = "x".repeat(16 * 1024);
+    let inside = bench.outbox.clone();
+    let work = bench.outbox.store().transaction(move |tx| {
+        Box::pin(async move { inside.add(tx, vec![Outgoing::new(TOPIC, long)]).await })
+    });
+    assert!(matches!(work.await, Err(Error::Event(_))));
+    assert_eq!(bench.outbox.pending(), 0);
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn an_event_that_can_not_go_out_is_set_aside_and_tried_again_by_the_next_relay() {
     let bench = Bench::quiet(limits(100, 100, &[])).await;
     for id in ["1", "2", "3"] {
@@ -90,6 +185,28 @@ async fn an_event_that_can_not_go_out_is_set_aside_and_tried_again_by_the_next_r
     assert_eq!(ids(&bench.events(TOPIC, 2).await), ["1", "3"], "it isn't tried in between");
     bench.relay();
     assert_eq!(ids(&bench.events(TOPIC, 3).await), ["1", "3", "2"]);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_topic_that_takes_nothing_holds_up_its_own_events_only_and_keeps_their_order() {
+    let mut bench = Bench::quiet(limits(2000, 1 << 20, &[])).await;
+    let picky = Arc::new(Picky { broker: bench.broker.clone(), open: AtomicBool::new(false) });
+    bench.broker = picky.clone();
+    add(&bench.outbox, TOPIC, "1", 1).await.unwrap();
+    for id in ["c1", "c2", "c3"] {
+        add(&bench.outbox, "closed", id, 1).await.unwrap();
+    }
+    add(&bench.outbox, TOPIC, "2", 1).await.unwrap();
+    bench.relay();
+    assert_eq!(ids(&bench.events(TOPIC, 2).await), ["1", "2"]);
+    add(&bench.outbox, "closed", "c4", 1).await.unwrap();
+    add(&bench.outbox, TOPIC, "3", 1).await.unwrap();
+    assert_eq!(ids(&bench.events(TOPIC, 3).await), ["1", "2", "3"]);
+    until("what went out is forgotten", || bench.outbox.pending() == 4).await;
+    picky.open.store(true, Ordering::Relaxed);
+    until("the topic is tried again", || bench.outbox.pending() == 0).await;
+    assert_eq!(ids(&bench.events("closed", 4).await), ["c1", "c2", "c3", "c4"]);
     bench.end().await;
 }
 

@@ -101,6 +101,25 @@ async fn a_version_that_cant_be_read_is_given_up_on_at_once() {
 }
 
 #[tokio::test]
+async fn a_handler_that_panics_fails_its_event_and_nothing_else() {
+    let bench = Bench::start().await;
+    let seen = Seen::new(|event, _| {
+        assert!(event.data != "poison", "no\0good");
+        Ok(())
+    });
+    bench.subscribe(seen.clone());
+    bench
+        .publish(vec![event("a", "a1", "poison"), event("a", "a2", ""), event("b", "b1", "")])
+        .await;
+    until("the others are handled", || seen.tries().last().is_some_and(|id| id == "a2")).await;
+    let letter = bench.letters(1).await.remove(0);
+    let said = &letter.attributes.extensions["dlqreason"];
+    assert_eq!(said, "event: its handler panicked: no\u{fffd}good", "as a header can have it");
+    assert_eq!(letter.attributes.extensions["dlqattempts"], "5");
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn what_can_not_be_buried_yet_is_not_passed_over() {
     let limits = OutboxConfig { limit: 1, bytes: 1 << 20, drop_oldest: vec![] };
     let bench = Bench::quiet(limits).await;
@@ -156,6 +175,10 @@ async fn what_was_buried_is_not_handled_when_its_own_record_comes_again() {
     let work = bench.outbox.store().transaction(move |tx| {
         Box::pin(async move {
             assert!(mark_buried(tx, "g", &attributes, place(&at(1))).await?);
+            assert!(
+                !mark_buried(tx, "g", &attributes, place(&at(1))).await?,
+                "one letter is enough"
+            );
             assert!(
                 !mark_handled(tx, "g", &attributes, &at(1)).await?,
                 "a crash before the commit"

@@ -168,6 +168,11 @@ async fn a_tail_begins_where_it_is_told_and_topics_are_counted() {
     publish(&broker, "hooks.a", &["2"]).await;
     assert_eq!(next(now.as_mut()).await.0, ["2"]);
     assert_eq!(next(all.as_mut()).await.0, ["1", "2"]);
+    let at = |partition, offset| broker.tail("hooks.a", From::At { partition, offset });
+    assert_eq!(next(at(0, 2).await.unwrap().as_mut()).await.0, ["2"]);
+    let wrong = [at(0, 4).await, at(0, 0).await].map(|tail| tail.err().unwrap().to_string());
+    assert!(wrong.iter().all(|why| why.contains("from 1 to before 3")), "{wrong:?}");
+    assert!(at(1, 1).await.err().unwrap().to_string().contains("no partition 1"));
     assert_eq!(broker.bounds("hooks.a").await.unwrap(), [(0, (1, 3))].into());
     let topics = broker.topics().await.unwrap();
     assert_eq!(topics, [TopicStatus { name: "hooks.a".into(), partitions: 1, events: 2 }]);

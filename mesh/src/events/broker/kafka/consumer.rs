@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 use super::{Log, OffThread, record, settings::Settings, topics};
 use crate::{
     Error,
-    events::broker::{Consumer, Delivery, From, progress::Progress},
+    events::broker::{Consumer, Delivery, From, check_offset, no_partition, progress::Progress},
 };
 
 /// How many bytes of bodies `next` returns at most, over its first delivery's.
@@ -62,12 +62,25 @@ pub(super) fn subscribe(settings: &Settings, group: &str, pattern: &str) -> Resu
 /// Reads the partitions that `topic` has now. The place to begin at is fixed
 /// when this returns: what is published from then on is read.
 pub(super) async fn tail(settings: &Settings, topic: &str, from: From) -> Result<Reader, Error> {
-    let partitions = topics::watermarks(settings, topic).await?;
-    let place = |(partition, first, next)| match from {
-        From::Beginning => ((topic.to_owned(), partition), first),
-        From::Now => ((topic.to_owned(), partition), next),
-    };
-    let plan = Plan::Tail { places: partitions.into_iter().map(place).collect() };
+    let mut places = BTreeMap::new();
+    for (partition, first, next) in topics::watermarks(settings, topic).await? {
+        let offset = match from {
+            From::Beginning => first,
+            From::Now => next,
+            From::At { partition: wanted, .. } if wanted != partition => continue,
+            From::At { offset, .. } => {
+                check_offset(offset, first, next)?;
+                offset
+            }
+        };
+        places.insert((topic.to_owned(), partition), offset);
+    }
+    if let From::At { partition, .. } = from
+        && places.is_empty()
+    {
+        return Err(no_partition(topic, partition));
+    }
+    let plan = Plan::Tail { places };
     Reader::open(settings.clone(), plan)
 }
 

@@ -249,12 +249,14 @@ fn failure(record: &Record, why: &KafkaError, late: &str) -> Error {
         Some(Code::InvalidTopic | Code::InvalidRecord | Code::InvalidMessage) => {
             Error::Event(format!("{id} can't be published to `{topic}`: {why}"))
         }
-        Some(Code::UnknownTopic | Code::UnknownTopicOrPartition) => Error::Broker(format!(
-            "the topic `{topic}` isn't there, and the broker doesn't make it by itself: create it"
-        )),
-        Some(Code::TopicAuthorizationFailed) => Error::Broker(format!(
-            "no right to write to the topic `{topic}`: grant it on the broker"
-        )),
+        Some(Code::UnknownTopic | Code::UnknownTopicOrPartition) => Error::Topic {
+            topic: topic.clone(),
+            cause: "it isn't there, and the broker doesn't make it by itself: create it".into(),
+        },
+        Some(Code::TopicAuthorizationFailed) => Error::Topic {
+            topic: topic.clone(),
+            cause: "no right to write to it: grant it on the broker".into(),
+        },
         Some(Code::PurgeQueue | Code::PurgeInflight) => Error::Broker(late.to_owned()),
         _ => match why {
             KafkaError::Nul(_) => {

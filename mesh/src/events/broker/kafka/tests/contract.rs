@@ -279,6 +279,13 @@ async fn a_tail_begins_where_it_was_told_and_says_when_there_is_no_topic() {
     let now = read_all(now.as_mut(), 1).await;
     assert_eq!(ids(&now), ["a-1"]);
     assert_eq!(read_all(beginning.as_mut(), 5).await.len(), 5);
+    let Delivery { partition, offset, .. } = now[0];
+    let mut at = broker.tail(&topic, From::At { partition, offset }).await.unwrap();
+    assert_eq!(ids(&read_all(at.as_mut(), 1).await), ["a-1"]);
+    let beyond = broker.tail(&topic, From::At { partition, offset: offset + 2 }).await;
+    assert!(beyond.err().unwrap().to_string().contains("from 0 to before"));
+    let elsewhere = broker.tail(&topic, From::At { partition: 3, offset: 0 }).await;
+    assert!(elsewhere.err().unwrap().to_string().contains("no partition 3"));
 }
 
 #[tokio::test]
