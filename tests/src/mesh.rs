@@ -303,6 +303,13 @@ impl Mesh {
 
     /// The events of `topic` with this correlation id by now.
     pub fn events(&self, topic: &str, correlation_id: &str) -> Vec<Value> {
+        let mut events = self.topic(topic);
+        events.retain(|event| event["correlationid"] == correlation_id);
+        events
+    }
+
+    /// All events of `topic` by now.
+    pub fn topic(&self, topic: &str) -> Vec<Value> {
         let count = self.events_in(topic);
         if count == 0 {
             return vec![];
@@ -311,8 +318,7 @@ impl Mesh {
         let output =
             self.omni(&["events", "tail", topic, "--from-beginning", "--json", "-n", &limit]);
         let lines = String::from_utf8_lossy(&output.stdout).into_owned();
-        let events = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        events.filter(|event| event["correlationid"] == correlation_id).collect()
+        lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     fn events_in(&self, topic: &str) -> i64 {

@@ -45,6 +45,44 @@ pub async fn an_event_survives_a_broker_that_is_away_and_a_killed_receiver(layou
     mesh.stop().await;
 }
 
+pub async fn another_receiver_relays_in_order_where_one_was_killed(layout: Layout) {
+    const SENT: usize = 20;
+    let mesh = Mesh::start(layout).await;
+    let first = mesh.post(&new_id(), b"{}").await;
+    let first = first.body["correlation_id"].as_str().unwrap().to_owned();
+    mesh.each_is_in_the_trail(&[first]).await;
+    // It relays, for it was there before the other one.
+    let relaying = mesh.take_process("hook-receiver");
+    mesh.restart("hook-receiver").await;
+    until("there are two", || async {
+        let services = mesh.services();
+        let is_one = |s: &&Value| s["service"] == "hook-receiver" && s["health"] == "passing";
+        let count = services.as_array().map_or(0, |all| all.iter().filter(is_one).count());
+        if count == 2 { Ok(()) } else { Err(services) }
+    })
+    .await;
+
+    mesh.backends.stop_broker().await;
+    let correlation = new_id();
+    let mut sent = vec![];
+    for _ in 0..SENT {
+        let header = [("x-correlation-id", &*correlation)];
+        let answer = mesh.post_with(&new_id(), b"{}", &header).await;
+        assert_eq!(answer.status, StatusCode::ACCEPTED, "{answer:?}");
+        sent.push(answer.body["id"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(mesh.backends.pending().await.unwrap(), SENT as i64);
+    relaying.kill();
+    mesh.backends.start_broker().await;
+    let trail = until("all are in the trail", || async {
+        let trail = mesh.backends.trail(&correlation).await.map_err(|why| why.to_string())?;
+        if trail.len() >= SENT { Ok(trail) } else { Err(format!("{} are", trail.len())) }
+    })
+    .await;
+    assert_eq!(trail, sent, "once each, and in order");
+    mesh.stop().await;
+}
+
 pub async fn a_full_outbox_refuses_until_the_broker_is_back(layout: Layout) {
     const LIMIT: usize = 20;
     let limit = ("OMNI_OUTBOX__LIMIT", LIMIT.to_string());

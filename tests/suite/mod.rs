@@ -33,6 +33,7 @@ macro_rules! on {
             an_intention_stops_calls_and_its_removal_lets_them_through
             roots_rotate_while_calls_run
             an_event_survives_a_broker_that_is_away_and_a_killed_receiver
+            another_receiver_relays_in_order_where_one_was_killed
             a_full_outbox_refuses_until_the_broker_is_back
             killed_again_and_again_they_lose_double_and_disorder_nothing
             a_broker_that_is_paused_and_killed_loses_doubles_and_disorders_nothing

@@ -75,11 +75,20 @@ pub async fn what_is_sensitive_is_kept_nowhere(layout: Layout) {
     })
     .await;
     told.extend(spans.into_iter().map(|span| span.whole));
+    for topic in ["hooks.shop", "audit.events", "services.lifecycle"] {
+        told.extend(mesh.topic(topic).iter().map(Value::to_string));
+    }
+    if layout == Layout::Real {
+        let rows = mesh.backends.rows().await.unwrap().join("\n");
+        assert!(rows.contains(&hex::encode(KEPT)), "tables are searched, bodies among them");
+        told.push(rows);
+    }
 
     let told = told.join("\n");
     assert!(told.contains(KEPT));
     for secret in SECRETS {
         assert!(!told.contains(secret), "{secret} is told");
+        assert!(!told.contains(&hex::encode(secret)), "{secret} is told, in hexadecimals");
         assert_eq!(found(mesh.data(), secret), Vec::<String>::new(), "{secret} is in a file");
     }
     assert!(!found(mesh.data(), "the hashes' key").is_empty(), "files are searched");
