@@ -8,6 +8,7 @@ mod alerts;
 mod fleet;
 mod secure_kafka;
 mod suite;
+mod transactions;
 
 mod real {
     crate::suite::on!(tests::Layout::Real);

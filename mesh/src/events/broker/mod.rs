@@ -174,10 +174,12 @@ pub struct GroupStatus {
     pub lag: i64,
 }
 
-/// One member of a group.
+/// A member of a group, or a tail.
 #[async_trait]
 pub trait Consumer: Send {
-    /// The next deliveries, at least one and at most `limit`; waits for them.
+    /// The next deliveries, at most `limit`; waits for them. None are a sign that
+    /// a tail is at the end of all its partitions, from brokers whose offsets don't
+    /// show that: of a transaction in Kafka the last one is never delivered.
     ///
     /// # Errors
     /// When the broker can't be reached; the caller waits and asks again.

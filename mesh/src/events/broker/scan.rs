@@ -45,6 +45,10 @@ impl Scan {
         let mut deliveries = next
             .await
             .map_err(|_| Error::Broker(format!("nothing came for {LIMIT:?}; is it there?")))??;
+        if deliveries.is_empty() {
+            self.ends.clear();
+            return Ok(None);
+        }
         deliveries.retain(|delivery| {
             let Some(end) = self.ends.get(&delivery.partition).copied() else { return false };
             if delivery.offset + 1 >= end {

@@ -1,6 +1,10 @@
 //! Reading: as a member of a group, or a topic's tail for people.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt};
@@ -42,6 +46,10 @@ pub(super) struct Reader {
     asked: Option<JoinHandle<Result<(), Error>>>,
     /// Of each partition that was read.
     progress: BTreeMap<(String, i32), Progress>,
+    /// Of a tail: which of its partitions are read to their end.
+    at_end: BTreeSet<i32>,
+    /// Whether it is to be told that all of them are.
+    tell_end: bool,
 }
 
 /// What a reader reads, should it have to begin again.
@@ -87,22 +95,38 @@ pub(super) async fn tail(settings: &Settings, topic: &str, from: From) -> Result
 impl Reader {
     fn open(settings: Settings, plan: Plan) -> Result<Self, Error> {
         let client = Arc::new(OffThread::new(plan.open(&settings)?));
-        let (heard, progress) = (Instant::now(), BTreeMap::new());
-        Ok(Self { settings, plan, client, heard, asked: None, progress })
+        let (heard, progress, at_end) = (Instant::now(), BTreeMap::new(), BTreeSet::new());
+        let (asked, tell_end) = (None, false);
+        Ok(Self { settings, plan, client, heard, asked, progress, at_end, tell_end })
     }
 
-    /// The next delivery, waited for.
-    async fn first(&mut self) -> Result<Delivery, Error> {
+    /// The next delivery, waited for; none at the end of a tail.
+    async fn first(&mut self) -> Result<Option<Delivery>, Error> {
         loop {
+            if std::mem::take(&mut self.tell_end) {
+                return Ok(None);
+            }
             let message = timeout_at(self.heard + QUIET, self.client.recv()).await;
             match message.map(|message| message.map(|message| record::delivery(&message))) {
                 Ok(Ok(delivery)) => {
                     self.heard = Instant::now();
-                    return Ok(delivery);
+                    return Ok(Some(delivery));
+                }
+                Ok(Err(KafkaError::PartitionEOF(partition))) => {
+                    self.heard = Instant::now();
+                    self.ended(partition);
                 }
                 Ok(Err(why)) => passing(why)?,
                 Err(_) => self.ask_or_begin_again().await?,
             }
+        }
+    }
+
+    /// A tail has come to the end of `partition`.
+    fn ended(&mut self, partition: i32) {
+        if let Plan::Tail { places } = &self.plan {
+            self.at_end.insert(partition);
+            self.tell_end = self.at_end.len() == places.len();
         }
     }
 
@@ -122,6 +146,7 @@ impl Reader {
         let answer = answer.unwrap_or_else(|why| Err(Error::Broker(why.to_string())));
         if answer.is_err() {
             self.client = Arc::new(OffThread::new(self.plan.open(&self.settings)?));
+            self.at_end.clear();
         }
         self.heard = Instant::now();
         answer
@@ -145,7 +170,8 @@ impl Plan {
             }
             Self::Tail { places } => {
                 // librdkafka demands the name of a group; nothing joins it.
-                let config = settings.consumer("omnibridge-tail");
+                let mut config = settings.consumer("omnibridge-tail");
+                config.set("enable.partition.eof", "true");
                 let client = config.create_with_context(Log::default());
                 client.and_then(|client: StreamConsumer<Log>| {
                     client.assign(&offsets(places.iter().map(|((t, p), o)| ((&**t, *p), *o)))?)?;
@@ -160,7 +186,8 @@ impl Plan {
 #[async_trait]
 impl Consumer for Reader {
     async fn next(&mut self, limit: usize) -> Result<Vec<Delivery>, Error> {
-        let mut deliveries = vec![self.first().await?];
+        let Some(first) = self.first().await? else { return Ok(vec![]) };
+        let (mut deliveries, mut ended) = (vec![first], vec![]);
         // No await from here on, so that a cancelled `next` loses nothing.
         let mut messages = self.client.stream();
         let mut bytes = 0;
@@ -170,6 +197,7 @@ impl Consumer for Reader {
                     bytes += rdkafka::Message::payload(&message).map_or(0, <[u8]>::len);
                     deliveries.push(record::delivery(&message));
                 }
+                Some(Err(KafkaError::PartitionEOF(partition))) => ended.push(partition),
                 // What ended the batch will end the next one, if it lasts.
                 Some(Err(why)) => {
                     debug!("after {} deliveries: {why}", deliveries.len());
@@ -178,6 +206,7 @@ impl Consumer for Reader {
                 None => break,
             }
         }
+        drop(messages);
         for Delivery { topic, partition, offset, .. } in &deliveries {
             let partition = (topic.clone(), *partition);
             match &mut self.plan {
@@ -185,10 +214,13 @@ impl Consumer for Reader {
                     self.progress.entry(partition).or_default().hand_out(*offset);
                 }
                 Plan::Tail { places } => {
+                    self.at_end.remove(&partition.1);
                     places.insert(partition, offset + 1);
                 }
             }
         }
+        // A partition that has gone on since is told to have ended again.
+        ended.into_iter().for_each(|partition| self.ended(partition));
         Ok(deliveries)
     }
 
