@@ -160,7 +160,11 @@ fn write_an_events_headers(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn read_an_events_headers(bencher: Bencher<'_, '_>) {
     let event = event();
-    let pairs = event.attributes.pairs().into_iter().map(|(name, value)| (name.to_owned(), value));
+    let pairs = event
+        .attributes
+        .pairs()
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.into_owned()));
     let pairs: Vec<_> = pairs.collect();
     bencher
         .with_inputs(|| pairs.clone())

@@ -1,6 +1,6 @@
 //! A CloudEvent 1.0 with the attributes that every event here has.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use bytes::Bytes;
 use chrono::{DateTime, Datelike as _, Utc};
@@ -138,22 +138,22 @@ fn unversioned(full_name: &str) -> Option<(&str, &str)> {
 impl Attributes {
     /// All attributes as (name, value), the required ones first; `specversion`
     /// included, empty ones left out.
-    pub fn pairs(&self) -> Vec<(&str, String)> {
+    pub fn pairs(&self) -> Vec<(&str, Cow<'_, str>)> {
         let time = self.time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
-        let mut pairs = vec![
-            ("specversion", "1.0".to_owned()),
-            ("id", self.id.clone()),
-            ("source", self.source.clone()),
-            ("type", self.kind.clone()),
-            ("subject", self.subject.clone()),
-            ("time", time),
-            ("datacontenttype", self.datacontenttype.clone()),
-            ("dataschema", self.dataschema.clone()),
-            ("correlationid", self.correlationid.clone()),
-            ("causationid", self.causationid.clone()),
-            ("traceparent", self.traceparent.clone()),
+        let mut pairs: Vec<(&str, Cow<'_, str>)> = vec![
+            ("specversion", "1.0".into()),
+            ("id", (&self.id).into()),
+            ("source", (&self.source).into()),
+            ("type", (&self.kind).into()),
+            ("subject", (&self.subject).into()),
+            ("time", time.into()),
+            ("datacontenttype", (&self.datacontenttype).into()),
+            ("dataschema", (&self.dataschema).into()),
+            ("correlationid", (&self.correlationid).into()),
+            ("causationid", (&self.causationid).into()),
+            ("traceparent", (&self.traceparent).into()),
         ];
-        pairs.extend(self.extensions.iter().map(|(name, value)| (name.as_str(), value.clone())));
+        pairs.extend(self.extensions.iter().map(|(name, value)| (name.as_str(), value.into())));
         pairs.retain(|(_, value)| !value.is_empty());
         pairs
     }
@@ -165,6 +165,8 @@ impl Attributes {
     /// long together.
     pub fn from_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
         let mut pairs: BTreeMap<String, String> = pairs.into_iter().collect();
+        // Before anything is quoted in an error.
+        check_length(pairs.iter().map(|(name, value)| (&**name, &**value)))?;
         let mut take = |name: &str| pairs.remove(name).unwrap_or_default();
         let version = take("specversion");
         if version != "1.0" {
@@ -201,7 +203,7 @@ impl Attributes {
             traceparent: take("traceparent"),
             extensions: pairs,
         };
-        attributes.check()?;
+        attributes.check_values(&attributes.pairs())?;
         Ok(attributes)
     }
 
@@ -212,26 +214,44 @@ impl Attributes {
     /// attributes are too long together, or one has a NUL, which PostgreSQL's texts
     /// can't have.
     pub(super) fn check(&self) -> Result<(), Error> {
+        let pairs = self.pairs();
+        check_length(pairs.iter().map(|(name, value)| (*name, &**value)))?;
+        self.check_values(&pairs)
+    }
+
+    /// As [`Attributes::check`], of its `pairs`, but for the length of all.
+    fn check_values(&self, pairs: &[(&str, Cow<'_, str>)]) -> Result<(), Error> {
         for (name, value) in [("id", &self.id), ("source", &self.source)] {
             if value.len() > MAX_ID_BYTES {
                 return Err(Error::Event(format!("`{name}` exceeds {MAX_ID_BYTES} bytes")));
             }
         }
-        // The relay adds one where there is none, and a dead letter says why in as
-        // much room again: an event that went out once is read at every station.
-        let mut own = if self.traceparent.is_empty() { TRACEPARENT_BYTES } else { 0 };
-        let mut letter = 0;
-        for (name, value) in self.pairs() {
-            if value.contains('\0') {
-                return Err(Error::Event(format!("`{name}` contains a NUL")));
+        match pairs.iter().find(|(_, value)| value.contains('\0')) {
+            Some((name, _)) => Err(Error::Event(format!("`{name}` contains a NUL"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// That attributes aren't too long together. The relay adds a `traceparent` where
+/// there is none, and a dead letter says why in as much room again: an event that
+/// went out once is read at every station.
+fn check_length<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Result<(), Error> {
+    let (mut own, mut letter, mut traceparent) = (0, 0, TRACEPARENT_BYTES);
+    for (name, value) in pairs {
+        let sum = match name {
+            "traceparent" => {
+                traceparent = 0;
+                &mut own
             }
-            let bytes = if name.starts_with(LETTER) { &mut letter } else { &mut own };
-            *bytes += name.len() + value.len();
-        }
-        if own.max(letter) > MAX_ATTRIBUTE_BYTES {
-            return Err(Error::Event(format!("its attributes exceed {MAX_ATTRIBUTE_BYTES} bytes")));
-        }
-        Ok(())
+            name if name.starts_with(LETTER) => &mut letter,
+            _ => &mut own,
+        };
+        *sum += name.len() + value.len();
+    }
+    match (own + traceparent).max(letter) <= MAX_ATTRIBUTE_BYTES {
+        true => Ok(()),
+        false => Err(Error::Event(format!("its attributes exceed {MAX_ATTRIBUTE_BYTES} bytes"))),
     }
 }
 
@@ -283,7 +303,8 @@ mod tests {
         let mut event = Event::typed("/s", "c", &ServiceChanged::default()).unwrap();
         event.attributes.extensions.insert("sessionid".into(), "s1".into());
         event.attributes.time = DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap();
-        let pairs = event.attributes.pairs().into_iter().map(|(k, v)| (k.to_owned(), v));
+        let pairs =
+            event.attributes.pairs().into_iter().map(|(k, v)| (k.to_owned(), v.into_owned()));
         assert_eq!(Attributes::from_pairs(pairs).unwrap(), event.attributes);
     }
 
@@ -317,6 +338,9 @@ mod tests {
         };
         assert!(timed("1").is_ok());
         assert!(timed("a\0b").unwrap_err().to_string().contains("NUL"));
+        let long = [("time".to_owned(), "x".repeat(1 << 20))];
+        let why = Attributes::from_pairs(pairs("1").into_iter().chain(long)).unwrap_err();
+        assert!(why.to_string().len() < 100, "it quotes nothing of any length");
         assert!(timed(&"x".repeat(1025)).unwrap_err().to_string().contains("1024"));
     }
 }

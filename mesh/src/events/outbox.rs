@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
+use futures::TryStreamExt as _;
 use opentelemetry::metrics::Counter;
 use sea_orm::{
     ActiveValue, ColumnTrait as _, Condition, ConnectionTrait, DatabaseTransaction, DbBackend,
@@ -206,24 +207,24 @@ impl Outbox {
         }
         // As many as come, and as many more as there are bytes too many.
         let (mut gone, mut freed, mut last) = (0, 0, 0);
-        let oldest = row::Entity::find()
+        let mut oldest = row::Entity::find()
             .select_only()
             .columns([row::Column::Seq, row::Column::Bytes])
             .filter(row::Column::Topic.eq(topic))
             .filter(row::Column::SetAside.is_null())
             .order_by_asc(row::Column::Seq)
-            .limit(DROP_AT_ONCE + events.len() as u64)
+            .limit(too_many + if too_large > 0 { DROP_AT_ONCE } else { 0 })
             .into_tuple::<(i64, i64)>()
-            .all(tx)
+            .stream(tx)
             .await?;
-        for (seq, bytes) in oldest {
-            if gone >= too_many && freed >= too_large {
-                break;
-            }
+        while (gone < too_many || freed < too_large)
+            && let Some((seq, bytes)) = oldest.try_next().await?
+        {
             gone += 1;
             freed += u64::try_from(bytes).unwrap_or_default();
             last = seq;
         }
+        drop(oldest);
         if gone < too_many || freed < too_large {
             return Err(full());
         }

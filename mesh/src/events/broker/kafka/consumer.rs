@@ -46,10 +46,9 @@ pub(super) struct Reader {
     asked: Option<JoinHandle<Result<(), Error>>>,
     /// Of each partition that was read.
     progress: BTreeMap<(String, i32), Progress>,
-    /// Of a tail: which of its partitions are read to their end.
+    /// Of a tail: which of its partitions are read to their end, until it is told
+    /// that all are.
     at_end: BTreeSet<i32>,
-    /// Whether it is to be told that all of them are.
-    tell_end: bool,
 }
 
 /// What a reader reads, should it have to begin again.
@@ -96,14 +95,17 @@ impl Reader {
     fn open(settings: Settings, plan: Plan) -> Result<Self, Error> {
         let client = Arc::new(OffThread::new(plan.open(&settings)?));
         let (heard, progress, at_end) = (Instant::now(), BTreeMap::new(), BTreeSet::new());
-        let (asked, tell_end) = (None, false);
-        Ok(Self { settings, plan, client, heard, asked, progress, at_end, tell_end })
+        Ok(Self { settings, plan, client, heard, asked: None, progress, at_end })
     }
 
     /// The next delivery, waited for; none at the end of a tail.
     async fn first(&mut self) -> Result<Option<Delivery>, Error> {
         loop {
-            if std::mem::take(&mut self.tell_end) {
+            if let Plan::Tail { places } = &self.plan
+                && !places.is_empty()
+                && self.at_end.len() == places.len()
+            {
+                self.at_end.clear();
                 return Ok(None);
             }
             let message = timeout_at(self.heard + QUIET, self.client.recv()).await;
@@ -114,19 +116,11 @@ impl Reader {
                 }
                 Ok(Err(KafkaError::PartitionEOF(partition))) => {
                     self.heard = Instant::now();
-                    self.ended(partition);
+                    self.at_end.insert(partition);
                 }
                 Ok(Err(why)) => passing(why)?,
                 Err(_) => self.ask_or_begin_again().await?,
             }
-        }
-    }
-
-    /// A tail has come to the end of `partition`.
-    fn ended(&mut self, partition: i32) {
-        if let Plan::Tail { places } = &self.plan {
-            self.at_end.insert(partition);
-            self.tell_end = self.at_end.len() == places.len();
         }
     }
 
@@ -219,8 +213,7 @@ impl Consumer for Reader {
                 }
             }
         }
-        // A partition that has gone on since is told to have ended again.
-        ended.into_iter().for_each(|partition| self.ended(partition));
+        self.at_end.extend(ended);
         Ok(deliveries)
     }
 

@@ -26,9 +26,9 @@ pub(super) fn headers(attributes: &Attributes) -> OwnedHeaders {
             "datacontenttype" => CONTENT_TYPE,
             _ => &prefixed,
         };
-        headers = headers.insert(Header { key, value: Some(value) });
+        headers = headers.insert(Header { key, value: Some(&**value) });
         if *name == TRACEPARENT {
-            headers = headers.insert(Header { key: TRACEPARENT, value: Some(value) });
+            headers = headers.insert(Header { key: TRACEPARENT, value: Some(&**value) });
         }
     }
     headers
