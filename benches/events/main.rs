@@ -1,11 +1,13 @@
 //! What an event costs from the transaction that it happened in to its consumer's,
-//! on the embedded broker and on Kafka, beside a bare producer and consumer of
-//! Kafka's; and whether that grows with what is stored. `just events` runs it.
+//! on the embedded broker beside the bare disk, and on Kafka beside a bare producer
+//! and consumer of Kafka's; and whether that grows with what is stored. `just
+//! events` runs it.
 //!
-//! In reading order: [`journey`], [`omni`], [`direct`], [`bare`].
+//! In reading order: [`journey`], [`omni`], [`disk`], [`direct`], [`bare`].
 
 mod bare;
 mod direct;
+mod disk;
 mod journey;
 mod omni;
 
@@ -15,7 +17,7 @@ use anyhow::Context as _;
 use benches::{machine, spread::Spread};
 use clap::Parser;
 
-use self::{bare::Bare, direct::Direct, journey::Figures, omni::Omni};
+use self::{bare::Bare, direct::Direct, disk::Disk, journey::Figures, omni::Omni};
 
 /// Sends events through outbox, broker and inbox.
 #[derive(Parser)]
@@ -59,6 +61,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     println!("{}", machine::description()?);
     println!("milliseconds and events a second: min / median / max of {} rounds", args.rounds);
     let embedded = Omni::start("embedded:", args.bytes).await?;
+    let disk = Disk::start(args.bytes)?;
     let kafka = match &args.kafka {
         Some(kafka) => Some(Kafka::start(kafka, args.bytes).await?),
         None => None,
@@ -68,14 +71,16 @@ async fn run(args: Args) -> anyhow::Result<()> {
         if let Some(kafka) = &kafka {
             kafka.omni.fill(*stored).await?;
         }
-        let (mut of_embedded, mut of_kafka) = (vec![], vec![]);
+        let (mut of_embedded, mut of_disk, mut of_kafka) = (vec![], vec![], vec![]);
         for _ in 0..args.rounds {
             of_embedded.push(Figures::of(&embedded, &args).await?);
+            of_disk.push(Figures::of(&disk, &args).await?);
             if let Some(kafka) = &kafka {
                 of_kafka.push(kafka.figures(&args).await?);
             }
         }
         show(&format!("embedded, {stored} stored"), of_embedded.iter())?;
+        show("the bare disk", of_disk.iter())?;
         if kafka.is_some() {
             show(&format!("kafka, {stored} stored"), of_kafka.iter().map(|of| &of.omni))?;
             show("kafka, without outbox and inbox", of_kafka.iter().map(|of| &of.direct))?;
