@@ -54,6 +54,9 @@ pub(crate) enum Command {
     /// Look at topics and their events
     #[command(subcommand)]
     Events(EventsCommand),
+    /// Prove mappings between versions of a package, or write a first one
+    #[command(subcommand)]
+    Bridge(BridgeCommand),
     /// Issue certificates of the `dev` authority
     #[command(subcommand)]
     Certs(CertsCommand),
@@ -361,6 +364,57 @@ fn since(text: &str) -> Result<DateTime<Utc>, String> {
     ago.and_then(|ago| chrono::TimeDelta::from_std(ago).ok())
         .and_then(|ago| Utc::now().checked_sub_signed(ago))
         .ok_or_else(|| "expected a time such as 10m or 2026-11-21T12:00:00Z".to_owned())
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BridgeCommand {
+    /// Prove a mapping against both versions, and tell what is lost
+    Check(BridgeCheck),
+    /// Compare two versions, and write a first mapping between them
+    Propose(BridgePropose),
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:
+  omni bridge check shop.toml --protos proto
+
+Every field of a target must get a value or be named in `unset`, every field of a source
+must be read or be named in `drop`, and every type must fit. What a message doesn't get
+back from a conversion and its reverse is told as lossy. Exit status 1: it can't be used.")]
+pub(crate) struct BridgeCheck {
+    /// The mapping
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Where the versions are: a folder of .proto files, as `protoc -I` takes it, or a
+    /// descriptor set; may be given several times
+    #[arg(long, default_value = "proto", value_name = "PATH")]
+    pub(crate) protos: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  omni bridge propose shop.v1 shop.v2 --protos proto > shop.toml
+  omni bridge propose shop.v1 shop.v2 --protos old.binpb --protos new.binpb
+
+The file begins with every change that breaks callers; what is a guess says so. What has
+no counterpart is dropped, or unset: read it before you use it.")]
+pub(crate) struct BridgePropose {
+    /// The older package
+    #[arg(value_name = "OLD")]
+    pub(crate) old: String,
+    /// The newer package
+    #[arg(value_name = "NEW")]
+    pub(crate) new: String,
+    /// Where the versions are: a folder of .proto files, as `protoc -I` takes it, or a
+    /// descriptor set; may be given several times
+    #[arg(long, default_value = "proto", value_name = "PATH")]
+    pub(crate) protos: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,6 +1,7 @@
 //! `omni`: runs the services of OmniBridge, and is their operators' tool.
 
 mod args;
+mod bridge;
 mod call;
 mod catalogue;
 mod certs;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use self::args::{Args, CertsCommand, Command, ConfigCommand, HookCommand};
+use self::args::{Args, BridgeCommand, CertsCommand, Command, ConfigCommand, HookCommand};
 
 /// Of all of the process, of what is written in C too: docs/decisions/021.
 #[global_allocator]
@@ -51,6 +52,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
                 Command::Call(args) => call::run(&common, &args).await,
                 Command::Hook(HookCommand::Send(args)) => hook::send(&common, &args).await,
                 Command::Events(command) => events::run(&common, &command).await,
+                Command::Bridge(BridgeCommand::Check(args)) => bridge::check(&args),
+                Command::Bridge(BridgeCommand::Propose(args)) => bridge::propose(&args),
                 Command::Certs(CertsCommand::Issue(args)) => certs::issue(&common, &args),
                 Command::Certs(CertsCommand::Rotate) => certs::rotate(&common),
                 Command::Config(ConfigCommand::Show(args)) => config::show(&common, &args),
