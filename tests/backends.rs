@@ -9,6 +9,7 @@ mod fleet;
 mod secure_kafka;
 mod suite;
 mod transactions;
+mod versions;
 
 mod real {
     crate::suite::on!(tests::Layout::Real);
@@ -17,6 +18,7 @@ mod real {
 mod real_consul {
     crate::fleet::on_any!(tests::ground::Ground::RealConsul);
     crate::fleet::on_consul!(tests::ground::Ground::RealConsul);
+    crate::versions::on!(tests::ground::Ground::RealConsul);
     crate::fleet::on! { tests::ground::Ground::RealConsul;
         where_acls_deny_by_default_each_party_needs_its_own_policy_and_no_more
     }

@@ -46,6 +46,11 @@ pub(crate) enum Command {
     Serve(Serve),
     /// Show the instances that are registered, and whether they are healthy
     Services(Services),
+    /// Show which versions of each service are there, and the packages they speak
+    Versions(Listing),
+    /// Say which versions of a service get its calls
+    #[command(subcommand)]
+    Routes(RoutesCommand),
     /// Call any method of any service, by its reflection
     Call(Call),
     /// Send webhooks
@@ -76,7 +81,7 @@ pub(crate) struct Up {
 #[command(after_help = "Several processes on one data directory, or on one Consul, are one mesh:
   omni serve gateway & omni serve hook-receiver & omni serve audit &")]
 pub(crate) struct Serve {
-    /// The services: gateway, hook-receiver, audit
+    /// The services: gateway, hook-receiver, audit, version-bridge
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,
     /// The admin port [default: the first service's port + 1000]
@@ -100,6 +105,90 @@ pub(crate) struct Services {
     pub(crate) json: bool,
 }
 
+const RULES: &str = "\
+A file of rules; the first one that matches a call counts:
+  [[rules]]
+  callers = [\"billing\"]             # any of these; whoever calls, unless given
+  methods = [\"/shop.v1.Shop/*\"]     # any of these; all, unless given
+  headers = { x-canary = \"yes\" }    # all of these
+  to = [
+      { version = \"^1.2\", weight = 95 },
+      { version = \"=2.0.0\", weight = 5 },
+  ]
+  fallback = [\"^1\"]                 # where none of them has an instance
+
+They count at once, in every process. A caller asks for a range itself by the header
+omni-version; what counts then is what is in both.";
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = RULES)]
+pub(crate) enum RoutesCommand {
+    /// Print the rules of a service as they were written, or list the services that have some
+    Get(RoutesGet),
+    /// Check rules and have them count from now on
+    Set(RoutesSet),
+    /// Check rules, and show which instances are in their ranges now
+    Check(RoutesCheck),
+    /// List the rules that counted before
+    History(RoutesHistory),
+    /// Have rules count that counted before
+    Rollback(RoutesRollback),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RoutesGet {
+    /// The service
+    pub(crate) service: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = RULES)]
+pub(crate) struct RoutesSet {
+    /// The service
+    pub(crate) service: String,
+    /// The rules; `-` reads standard input, an empty file takes the rules back
+    pub(crate) file: PathBuf,
+    /// Set them as this operator
+    #[arg(long = "as", default_value = "operator", value_name = "NAME")]
+    pub(crate) operator: String,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = RULES)]
+pub(crate) struct RoutesCheck {
+    /// The service
+    pub(crate) service: String,
+    /// The rules; `-` reads standard input
+    pub(crate) file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RoutesHistory {
+    /// The service
+    pub(crate) service: String,
+    /// Print JSON, with the rules
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RoutesRollback {
+    /// The service
+    pub(crate) service: String,
+    /// The revision, as `omni routes history` lists it [default: the one before]
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) to: Option<u64>,
+    /// Set them as this operator
+    #[arg(long = "as", default_value = "operator", value_name = "NAME")]
+    pub(crate) operator: String,
+}
+
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:
   omni call omnibridge.hooks.v1.HookReceiver/ListHooks '{\"page_size\": 3}'
@@ -118,6 +207,9 @@ pub(crate) struct Call {
     /// Call this service, instead of the one that registered the package
     #[arg(long, value_name = "NAME")]
     pub(crate) service: Option<String>,
+    /// Only call instances of these versions, such as ^1.2
+    #[arg(long, value_name = "RANGE")]
+    pub(crate) version: Option<semver::VersionReq>,
     /// Call as this operator, as `omni certs issue` names them
     #[arg(long = "as", default_value = "operator", value_name = "NAME")]
     pub(crate) operator: String,

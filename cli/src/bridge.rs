@@ -1,9 +1,9 @@
 //! `omni bridge`: mappings between versions of a package, before they are used.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use anyhow::{Context as _, bail};
-use convert::{Conversion, Direction, Mapping};
+use convert::{Conversion, Direction, Mapping, Protos};
 use prost_reflect::DescriptorPool;
 use serde_json::json;
 
@@ -18,7 +18,7 @@ pub(crate) fn check(args: &BridgeCheck) -> anyhow::Result<()> {
     let text = fs::read_to_string(&args.file).with_context(|| format!("{file} can't be read"))?;
     let mapping = Mapping::parse(&text).with_context(|| format!("{file} is no mapping"))?;
     let protos = Protos::load(&args.protos)?;
-    let (old, new) = (protos.of(&mapping.old)?, protos.of(&mapping.new)?);
+    let (old, new) = (of(&protos, &mapping.old)?, of(&protos, &mapping.new)?);
     let (report, conversion) = Conversion::prove(&mapping, old, new);
     let mut messages = Vec::new();
     for direction in [Direction::Upgrade, Direction::Downgrade] {
@@ -69,7 +69,7 @@ pub(crate) fn check(args: &BridgeCheck) -> anyhow::Result<()> {
 /// Compares two versions, and writes a first mapping.
 pub(crate) fn propose(args: &BridgePropose) -> anyhow::Result<()> {
     let protos = Protos::load(&args.protos)?;
-    let (old, new) = (protos.of(&args.old)?, protos.of(&args.new)?);
+    let (old, new) = (of(&protos, &args.old)?, of(&protos, &args.new)?);
     let proposal = convert::propose((old, &args.old), (new, &args.new));
     if args.json {
         return output::json(&json!({ "changes": proposal.changes, "mapping": proposal.mapping }));
@@ -77,55 +77,9 @@ pub(crate) fn propose(args: &BridgePropose) -> anyhow::Result<()> {
     line(proposal.to_toml().trim_end())
 }
 
-/// Descriptors from `.proto` folders and descriptor sets.
-struct Protos {
-    pools: Vec<DescriptorPool>,
-}
-
-impl Protos {
-    fn load(roots: &[std::path::PathBuf]) -> anyhow::Result<Self> {
-        let pools = roots.iter().map(|root| {
-            pool(root).with_context(|| format!("no descriptors from {}", root.display()))
-        });
-        Ok(Self { pools: pools.collect::<Result<_, _>>()? })
-    }
-
-    fn of(&self, package: &str) -> anyhow::Result<&DescriptorPool> {
-        let has = |pool: &&DescriptorPool| pool.files().any(|file| file.package_name() == package);
-        self.pools.iter().find(has).with_context(|| {
-            format!("none of the files has the package `{package}`: say where with --protos")
-        })
-    }
-}
-
-fn pool(root: &Path) -> anyhow::Result<DescriptorPool> {
-    if !root.exists() {
-        bail!("it isn't there: say where the versions are with --protos");
-    }
-    if root.is_file() && root.extension().is_none_or(|extension| extension != "proto") {
-        return Ok(DescriptorPool::decode(&*fs::read(root)?)?);
-    }
-    let (folder, mut files) = match root.is_dir() {
-        true => (root, Vec::new()),
-        false => (root.parent().unwrap_or(Path::new(".")), vec![root.to_owned()]),
-    };
-    if files.is_empty() {
-        collect(folder, &mut files)?;
-        files.sort();
-    }
-    let mut compiler = protox::Compiler::new([folder])?;
-    compiler.include_imports(true).open_files(&files)?;
-    Ok(compiler.descriptor_pool())
-}
-
-fn collect(folder: &Path, files: &mut Vec<std::path::PathBuf>) -> anyhow::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            collect(&path, files)?;
-        } else if path.extension().is_some_and(|extension| extension == "proto") {
-            files.push(path);
-        }
-    }
-    Ok(())
+/// The descriptors of `package`.
+fn of<'p>(protos: &'p Protos, package: &str) -> anyhow::Result<&'p DescriptorPool> {
+    protos.of(package).with_context(|| {
+        format!("none of the files has the package `{package}`: say where with --protos")
+    })
 }

@@ -6,7 +6,12 @@ use mesh::service::Service;
 
 /// The services, in the order they are shown.
 pub(crate) fn all() -> Vec<Arc<dyn Service>> {
-    vec![Arc::new(hook_receiver::HookReceiver), Arc::new(audit::Audit), Arc::new(gateway::Gateway)]
+    vec![
+        Arc::new(hook_receiver::HookReceiver),
+        Arc::new(audit::Audit),
+        Arc::new(version_bridge::VersionBridge),
+        Arc::new(gateway::Gateway),
+    ]
 }
 
 /// The sections of the configuration that belong to services.

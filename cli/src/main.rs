@@ -11,8 +11,10 @@ mod hook;
 mod host;
 mod operator;
 mod output;
+mod routes;
 mod services;
 mod up;
+mod versions;
 
 use std::process::ExitCode;
 
@@ -49,6 +51,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
             match command {
                 Command::Up(_) | Command::Serve(_) => Ok(()),
                 Command::Services(args) => services::run(&common, &args).await,
+                Command::Versions(args) => versions::run(&common, &args).await,
+                Command::Routes(command) => routes::run(&common, &command).await,
                 Command::Call(args) => call::run(&common, &args).await,
                 Command::Hook(HookCommand::Send(args)) => hook::send(&common, &args).await,
                 Command::Events(command) => events::run(&common, &command).await,

@@ -24,6 +24,9 @@ pub(crate) struct Expression {
     program: Program,
     /// What it reads.
     pub(crate) reads: Vec<Path>,
+    /// Whether it is the name of a field and nothing else, as where a narrower type
+    /// is made of a wider one: CEL has nothing to do then.
+    is_name: bool,
 }
 
 impl Expression {
@@ -39,7 +42,8 @@ impl Expression {
         let program = ENV.compile(text).map_err(|why| format!("no expression: {why}"))?;
         let mut names = Names { source, bound: Vec::new(), reads: Vec::new() };
         names.of(program.expression())?;
-        let expression = Self { program, reads: names.reads };
+        let is_name = matches!(program.expression().expr, Expr::Ident(_));
+        let expression = Self { program, reads: names.reads, is_name };
         expression.try_on(&expression.sample(source), target)?;
         expression.try_on(&DynamicMessage::new(source.clone()), target)?;
         Ok(expression)
@@ -51,7 +55,10 @@ impl Expression {
         source: &DynamicMessage,
         target: &FieldDescriptor,
     ) -> Result<Option<Value>, String> {
-        let value = self.program.execute(&self.context(source)?).map_err(|why| why.to_string())?;
+        let value = match &*self.reads {
+            [path] if self.is_name => value::read(source, &[path.fields()])?,
+            _ => self.program.execute(&self.context(source)?).map_err(|why| why.to_string())?,
+        };
         value::write(target, value)
     }
 

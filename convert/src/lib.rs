@@ -12,19 +12,22 @@
 //! value fits which field; `expression` and `value`, computed values; `planner` and
 //! `methods`, from the mapping to plans; `losses`, what a round trip loses; `prove`,
 //! all of that; `transform`, from one message to the other; `propose`, a first
-//! mapping.
+//! mapping; `protos`, where descriptors come from;
+//! `mappings`, a folder of all that.
 
 mod error;
 mod expression;
 mod fit;
 mod losses;
 pub mod mapping;
+mod mappings;
 mod methods;
 mod pairs;
 mod path;
 mod plan;
 mod planner;
 mod propose;
+mod protos;
 mod prove;
 mod report;
 mod rules;
@@ -34,7 +37,9 @@ mod value;
 pub use self::{
     error::{Error, InvalidMapping},
     mapping::Mapping,
+    mappings::{Counterpart, InvalidMappings, Mappings},
     propose::{Change, Proposal, propose},
+    protos::{InvalidProtos, Protos},
     prove::{Conversion, Method},
     report::{Direction, Finding, Report},
     transform::Transform,

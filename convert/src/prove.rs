@@ -110,6 +110,12 @@ impl Conversion {
         self.way(direction).methods.get(path)
     }
 
+    /// All methods of the version that is converted from in `direction`, by their
+    /// paths, in no order.
+    pub fn methods(&self, direction: Direction) -> impl Iterator<Item = (&str, &Method)> {
+        self.way(direction).methods.iter().map(|(path, method)| (path.as_str(), method))
+    }
+
     /// All messages that are converted in `direction`, in no order.
     pub fn messages(&self, direction: Direction) -> impl Iterator<Item = &Transform> {
         self.way(direction).messages.values()

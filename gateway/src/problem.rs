@@ -183,6 +183,10 @@ fn translate(reason: Reason) -> (StatusCode, &'static str) {
         Reason::Draining => {
             (StatusCode::SERVICE_UNAVAILABLE, "this instance is stopping; send it again")
         }
+        Reason::VersionUnavailable => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no version that could store it is there; nothing was stored, send it again",
+        ),
         Reason::DeadlineExceeded => (
             StatusCode::GATEWAY_TIMEOUT,
             "not known to be stored in time; send it again under the same delivery id",

@@ -48,6 +48,10 @@ pub struct Config {
     pub events: String,
     /// `sqlite:` or `postgres://…`; it may hold a password.
     pub database: SecretString,
+    /// The folder of mappings between versions, `*.toml`, and of the versions
+    /// that they name: `.proto` files in it and below, and descriptor sets,
+    /// `*.binpb`. None unless set.
+    pub mappings: Option<PathBuf>,
     /// How long a stop may take before what is still in flight is cut off.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
@@ -287,7 +291,9 @@ impl Config {
         let first = |key: &str| key.split(['.', '[']).next().unwrap_or_default().to_owned();
         let mut known: BTreeSet<String> = defaults.values.keys().map(|k| first(k)).collect();
         known.extend(sections.iter().map(|s| (*s).to_owned()));
-        known.extend(["advertise", "instances", "intentions", "routes"].map(str::to_owned));
+        known.extend(
+            ["advertise", "instances", "intentions", "mappings", "routes"].map(str::to_owned),
+        );
         for layer in given {
             if let Some(key) = layer.values.keys().find(|key| !known.contains(&first(key))) {
                 return Err(Error::setting(

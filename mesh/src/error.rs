@@ -98,6 +98,16 @@ pub enum Error {
         /// The one that can be read.
         expected: String,
     },
+    /// An event of a version that can't be converted to one that can be read here.
+    #[error("event: it holds `{found}`, which can't become `{expected}`: {cause}")]
+    Conversion {
+        /// The message it holds.
+        found: String,
+        /// The one that can be read.
+        expected: String,
+        /// Why.
+        cause: String,
+    },
     /// An event that can't be sent or read.
     #[error("event: {0}")]
     Event(String),

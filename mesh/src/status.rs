@@ -33,6 +33,8 @@ pub enum Reason {
     CircuitOpen,
     /// The instance is stopping; another one will answer.
     Draining,
+    /// No instance speaks the asked version, and nothing converts to it.
+    VersionUnavailable,
     /// The time the caller gave is over.
     DeadlineExceeded,
     /// A defect.
@@ -40,7 +42,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::InvalidRequest,
         Self::NotFound,
         Self::Denied,
@@ -50,6 +52,7 @@ impl Reason {
         Self::NoInstance,
         Self::CircuitOpen,
         Self::Draining,
+        Self::VersionUnavailable,
         Self::DeadlineExceeded,
         Self::Internal,
     ];
@@ -66,6 +69,7 @@ impl Reason {
             Self::NoInstance => "NO_INSTANCE",
             Self::CircuitOpen => "CIRCUIT_OPEN",
             Self::Draining => "DRAINING",
+            Self::VersionUnavailable => "VERSION_UNAVAILABLE",
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::Internal => "INTERNAL",
         }
@@ -86,6 +90,7 @@ impl Reason {
             Self::StorageUnavailable | Self::NoInstance | Self::CircuitOpen | Self::Draining => {
                 Code::Unavailable
             }
+            Self::VersionUnavailable => Code::FailedPrecondition,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
             Self::Internal => Code::Internal,
         }
@@ -112,6 +117,20 @@ pub fn status(reason: Reason, message: impl Into<String>) -> Status {
 /// A status for `reason` that says when trying again makes sense.
 pub fn status_after(reason: Reason, message: impl Into<String>, after: Duration) -> Status {
     with_retry(reason, message.into(), Some(after))
+}
+
+/// A status for a call that was `asked` of `service` and that no version of it
+/// that is `there` can answer.
+pub fn version_unavailable(service: &str, asked: &str, there: &str) -> Status {
+    let reason = Reason::VersionUnavailable;
+    let pairs = [("service", service), ("asked", asked), ("there", there)];
+    let metadata = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let details = ErrorDetails::with_error_info(reason.as_str(), DOMAIN, HashMap::from(metadata));
+    let message = format!(
+        "no instance of {service} answers {asked}, and nothing converts to one that does; there \
+         are {there}"
+    );
+    Status::with_error_details(reason.code(), message, details)
 }
 
 fn with_retry(reason: Reason, message: String, after: Option<Duration>) -> Status {

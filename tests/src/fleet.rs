@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    path::Path,
     process::Command,
     sync::Arc,
     time::{Duration, Instant},
@@ -105,6 +106,8 @@ impl Fleet {
             ("OMNI_SERVICES__HOOK_RECEIVER__PORT", "0"),
             ("OMNI_SERVICES__HOOK_RECEIVER__ADMIN_PORT", "0"),
             ("OMNI_SERVICES__AUDIT__ADMIN_PORT", "0"),
+            ("OMNI_SERVICES__VERSION_BRIDGE__PORT", "0"),
+            ("OMNI_SERVICES__VERSION_BRIDGE__ADMIN_PORT", "0"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into();
@@ -140,13 +143,36 @@ impl Fleet {
         (process, address)
     }
 
+    /// Starts the tests' own service in a version, or one that hears of it: `which`
+    /// is as [`crate::shop::serve`] takes it, and `name` the service's name.
+    ///
+    /// # Panics
+    /// When it doesn't start.
+    pub async fn shop(&mut self, name: &str, which: &str) -> Process {
+        let mut command = self.command(&process::binary_named("shop"));
+        command.arg(which);
+        let process = self.start_process(command, name);
+        ready(&process, name).await;
+        process
+    }
+
     fn spawn(&mut self, service: &str, more: &[(&str, &str)]) -> Process {
-        let mut command = Command::new(process::binary());
+        let mut command = self.command(&process::binary());
+        command.envs(more.iter().copied()).args(["serve", service]);
+        self.start_process(command, service)
+    }
+
+    /// `binary` with the settings of its processes.
+    pub fn command(&self, binary: &Path) -> Command {
+        let mut command = Command::new(binary);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.envs(&self.settings).envs(more.iter().copied()).current_dir(self.data.path());
-        command.args(["serve", service]);
+        command.envs(&self.settings).current_dir(self.data.path());
+        command
+    }
+
+    fn start_process(&mut self, command: Command, name: &str) -> Process {
         self.started += 1;
-        let log = self.data.path().join(format!("{service}-{}.log", self.started));
+        let log = self.data.path().join(format!("{name}-{}.log", self.started));
         Process::start(command, log)
     }
 

@@ -3,7 +3,7 @@
 //!
 //! In reading order: [`layout`], [`backends`], [`mesh`], [`process`],
 //! [`traces`], [`tls`]; and for faults under load [`ground`], [`agent`],
-//! [`proxy`], [`fleet`], [`load`]; for events under kill -9 [`chaos`]; for alerts
+//! [`proxy`], [`fleet`], [`load`]; for versions [`shop`]; for events under kill -9 [`chaos`]; for alerts
 //! [`prometheus`]; for a broker that asks who one is [`kafka`].
 
 pub mod agent;
@@ -19,6 +19,7 @@ pub mod mesh;
 pub mod process;
 pub mod prometheus;
 pub mod proxy;
+pub mod shop;
 pub mod tls;
 pub mod traces;
 pub mod wait;

@@ -109,6 +109,8 @@ impl Mesh {
             ("OMNI_SERVICES__HOOK_RECEIVER__ADMIN_PORT", "0"),
             ("OMNI_SERVICES__AUDIT__PORT", "0"),
             ("OMNI_SERVICES__AUDIT__ADMIN_PORT", "0"),
+            ("OMNI_SERVICES__VERSION_BRIDGE__PORT", "0"),
+            ("OMNI_SERVICES__VERSION_BRIDGE__ADMIN_PORT", "0"),
             ("OMNI_HOOKS__SOURCES__DEMO__SCHEME", "github"),
             ("OMNI_HOOKS__SOURCES__DEMO__SECRET", SECRET),
             ("OMNI_HOOKS__SOURCES__ROBOT__SCHEME", "api-key"),

@@ -12,15 +12,24 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 /// How long a process may take to drain.
 const DRAIN: Duration = Duration::from_secs(30);
 
-/// The binary that was built with this program.
+/// The `omni` that was built with this program.
 ///
 /// # Panics
 /// When it wasn't: `cargo test --workspace` builds it.
 pub fn binary() -> PathBuf {
+    binary_named("omni")
+}
+
+/// The binary `name` that was built with this program.
+///
+/// # Panics
+/// When it wasn't: `cargo test --workspace` builds it.
+pub fn binary_named(name: &str) -> PathBuf {
     let this = std::env::current_exe().expect("a program has a path");
     // `target/<profile>/deps/<test>`, or `target/<profile>/chaos`.
-    let mut folders = this.ancestors().skip(1).take(2).map(|folder| folder.join("omni"));
-    folders.find(|omni| omni.is_file()).expect("omni is built: by `cargo test --workspace`")
+    let mut found = this.ancestors().skip(1).take(2).map(|folder| folder.join(name));
+    let found = found.find(|binary| binary.is_file());
+    found.unwrap_or_else(|| panic!("{name} isn't built: `cargo test --workspace` does"))
 }
 
 /// A running `omni`.

@@ -8,7 +8,12 @@ use std::{io::Read as _, time::Duration};
 
 use anyhow::{Context as _, bail};
 use http::uri::PathAndQuery;
-use mesh::{client::Channel, intercept::code_name, registry::Registry, status};
+use mesh::{
+    client::{Channel, VERSION_BRIDGE},
+    intercept::code_name,
+    registry::Registry,
+    status,
+};
 use prost_reflect::{DynamicMessage, MessageDescriptor, SerializeOptions};
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Status, client::Grpc};
@@ -35,8 +40,12 @@ pub(crate) async fn run(common: &Common, args: &Call) -> anyhow::Result<()> {
         Some(service) => service.clone(),
         None => find(operator.registry.as_ref(), service_name).await?,
     };
-    let channel = operator.client.channel(&service).await?;
-    let descriptor = reflection::service(channel.clone(), service_name).await?;
+    let mut channel = operator.client.channel(&service).await?;
+    if let Some(range) = &args.version {
+        channel = channel.of_version(range.clone());
+    }
+    let package = package(service_name);
+    let descriptor = reflection::service(channel.clone().of_package(package), service_name).await?;
     let method = descriptor.methods().find(|method| method.name() == method_name);
     let method = method.with_context(|| {
         let all: Vec<String> = descriptor.methods().map(|m| m.name().to_owned()).collect();
@@ -82,17 +91,24 @@ fn split(method: &str) -> anyhow::Result<(&str, &str)> {
         .with_context(|| format!("`{method}` is not PACKAGE.Service/Method"))
 }
 
-/// The service whose instances registered the package of `grpc_service`.
+fn package(grpc_service: &str) -> &str {
+    grpc_service.rsplit_once('.').map_or("", |(package, _)| package)
+}
+
+/// The service whose instances registered the package of `grpc_service`; where there
+/// is none, the one that may convert its calls.
 async fn find(registry: &dyn Registry, grpc_service: &str) -> anyhow::Result<String> {
-    let package = grpc_service.rsplit_once('.').map_or("", |(package, _)| package);
+    let package = package(grpc_service);
     let services = registry.services().await?;
     let serves = services.iter().find(|(_, instances)| {
         instances.iter().any(|instance| instance.packages.iter().any(|p| p == package))
     });
-    let (name, _) = serves.with_context(|| {
-        format!("no registered service serves `{package}`; see `omni services`, or give --service")
+    let name = serves.map(|(name, _)| name.as_str());
+    let name = name.or_else(|| services.contains_key(VERSION_BRIDGE).then_some(VERSION_BRIDGE));
+    let name = name.with_context(|| {
+        format!("no registered service serves `{package}`; see `omni versions`, or give --service")
     })?;
-    Ok(name.clone())
+    Ok(name.to_owned())
 }
 
 /// The requests in `text`, one JSON object after the other.

@@ -5,6 +5,7 @@
 
 mod balance;
 mod breaker;
+mod bridge;
 mod budget;
 mod connection;
 pub(crate) mod deadline;
@@ -20,6 +21,7 @@ mod retry;
 mod tests;
 pub(crate) mod trace;
 mod upstream;
+mod wanted;
 mod whole;
 
 use std::{
@@ -31,6 +33,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use http::{Request, Response};
+use semver::VersionReq;
 use tokio::sync::{Mutex, watch};
 use tonic::{Status, body::Body};
 use tower::{Service, ServiceBuilder, layer::layer_fn, util::BoxCloneSyncService};
@@ -38,16 +41,20 @@ use tower::{Service, ServiceBuilder, layer::layer_fn, util::BoxCloneSyncService}
 use self::{
     balance::Balance,
     breaker::{Break, Breakers},
+    bridge::Bridge,
     budget::Budget,
     deadline::Deadline,
     metrics::Metrics,
     retry::{Retry, To},
     trace::Trace,
+    wanted::{Range, Spoken, Wanted},
 };
 pub use self::{
     breaker::BreakerState,
+    bridge::{BETWEEN_RANGES, VERSION_BRIDGE},
     connection::Peer,
     upstream::{InstanceState, Upstream, UpstreamInstance},
+    wanted::{ORDER_HEADER, SERVICE_HEADER, VERSION_HEADER},
 };
 use crate::{
     Error,
@@ -65,6 +72,7 @@ pub struct Client {
     policy: watch::Receiver<Arc<Policy>>,
     interceptors: Interceptors,
     metrics: Arc<Metrics>,
+    bridge: Option<Arc<Bridge>>,
     channels: Arc<Mutex<HashMap<String, Channel>>>,
 }
 
@@ -76,14 +84,13 @@ impl Client {
         policy: watch::Receiver<Arc<Policy>>,
         interceptors: Interceptors,
     ) -> Self {
-        Self {
-            identity,
-            registry,
-            policy,
-            interceptors,
-            metrics: Arc::new(Metrics::new()),
-            channels: Arc::default(),
-        }
+        let metrics = Arc::new(Metrics::new());
+        let is_bridge = identity.id().name() == VERSION_BRIDGE;
+        let bridge = || Bridge::new(registry.clone(), identity.clone(), metrics.clone());
+        // What the bridge itself can't send on, it can't send to itself either.
+        let bridge = (!is_bridge).then(bridge).map(Arc::new);
+        let channels = Arc::default();
+        Self { identity, registry, policy, interceptors, metrics, bridge, channels }
     }
 
     /// The channel to `service`; the same one each time it is asked for.
@@ -100,13 +107,15 @@ impl Client {
         let (identity, metrics) = (self.identity.clone(), self.metrics.clone());
         let balance = Balance::follow(service.into(), identity, snapshots, metrics.clone());
         let to = Arc::new(To {
+            caller: self.identity.id().name().into(),
             balance,
+            bridge: self.bridge.clone().filter(|_| service != VERSION_BRIDGE),
             budget: Budget::new(),
             metrics,
             breakers: Breakers::new(),
             policy: self.policy.clone(),
         });
-        let channel = Channel { stack: self.stack(&to), to };
+        let channel = Channel { stack: self.stack(&to), to, range: None, package: None };
         channels.insert(service.to_owned(), channel.clone());
         Ok(channel)
     }
@@ -171,13 +180,39 @@ type Stack = BoxCloneSyncService<Request<Body>, Response<Body>, Status>;
 pub struct Channel {
     stack: Stack,
     to: Arc<To>,
+    range: Option<Arc<VersionReq>>,
+    package: Option<Arc<str>>,
 }
 
 impl Channel {
+    /// The same channel for calls to instances of these versions, unless a call
+    /// names others in [`VERSION_HEADER`].
+    #[must_use]
+    pub fn of_version(mut self, range: VersionReq) -> Self {
+        self.range = Some(Arc::new(range));
+        self
+    }
+
+    /// The same channel for calls of what every server has, as reflection: they go to
+    /// instances that speak this Protobuf package.
+    #[must_use]
+    pub fn of_package(mut self, package: &str) -> Self {
+        self.package = Some(package.into());
+        self
+    }
+
     /// Where a call made now would go first, if it needn't wait: the look-up and
     /// the choice that every call begins with.
     pub fn pick(&self) -> Option<SocketAddr> {
-        self.to.balance.try_pick(&[]).map(|(endpoint, _)| endpoint.instance.address)
+        self.to.balance.try_pick(&Wanted::any(), &[]).map(|(endpoint, _)| endpoint.instance.address)
+    }
+
+    /// Whether an instance of the service in `range`, if one is given, is registered
+    /// that speaks the Protobuf package `package`.
+    pub fn speaks(&self, package: &str, range: Option<&VersionReq>) -> bool {
+        let endpoints = self.to.balance.endpoints();
+        let mut instances = endpoints.all.iter().map(|endpoint| &endpoint.instance);
+        instances.any(|one| wanted::speaks(one, Some(package)) && wanted::is_in(one, range))
     }
 }
 
@@ -190,7 +225,13 @@ impl Service<Request<Body>> for Channel {
         self.stack.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        if let Some(range) = &self.range {
+            request.extensions_mut().insert(Range(range.clone()));
+        }
+        if let Some(package) = &self.package {
+            request.extensions_mut().insert(Spoken(package.clone()));
+        }
         self.stack.call(request)
     }
 }

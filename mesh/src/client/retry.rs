@@ -13,18 +13,21 @@ use http::{
     request::Parts,
     uri::{self, Authority, PathAndQuery, Scheme},
 };
+use semver::VersionReq;
 use tokio::{sync::watch, time::Instant};
 use tonic::{Code, Status, body::Body};
 use tower::Service;
 
 use super::{
-    balance::Balance,
+    balance::{Balance, Chosen, Found},
     breaker::Breakers,
+    bridge::{self, Bridge, Converted, VERSION_BRIDGE},
     budget::Budget,
     connection::Connection,
     deadline::{By, TIMEOUT_HEADER},
     endpoint::{Endpoint, Failed, Flight, Outcome},
     metrics::{Cause, Metrics},
+    wanted::Wanted,
     whole::Whole,
 };
 use crate::{
@@ -46,7 +49,11 @@ pub(super) struct Retry {
 
 /// What all calls to one service share.
 pub(super) struct To {
+    /// Who calls.
+    pub(super) caller: Arc<str>,
     pub(super) balance: Balance,
+    /// Where calls are converted; `None` for the calls of that service itself.
+    pub(super) bridge: Option<Arc<Bridge>>,
     pub(super) budget: Budget,
     pub(super) metrics: Arc<Metrics>,
     pub(super) breakers: Breakers,
@@ -71,10 +78,19 @@ impl Service<Request<Body>> for Retry {
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
         let method = descriptors::method(path);
+        let (wanted, route) = {
+            let policy = self.to.policy.borrow();
+            (self.to.wanted(&request, &policy), policy.routes.of(path))
+        };
+        let wanted = match wanted {
+            Ok(wanted) => wanted,
+            Err(status) => return Box::pin(std::future::ready(Err(status))),
+        };
         let call = Call {
             to: self.to.clone(),
             method,
-            route: self.to.policy.borrow().routes.of(path),
+            wanted,
+            route,
             deadline: request.extensions().get().map(|By(deadline)| *deadline),
             tried: Vec::new(),
         };
@@ -88,10 +104,69 @@ impl Service<Request<Body>> for Retry {
     }
 }
 
+impl To {
+    fn wanted(&self, request: &Request<Body>, policy: &Policy) -> Result<Wanted, Status> {
+        if **self.balance.service() == *VERSION_BRIDGE {
+            // Its own version is nobody's concern: the range is for where it goes on.
+            return Ok(Wanted::any());
+        }
+        // The rules chose before the call went to be converted.
+        let Some(_) = self.bridge else { return Wanted::in_range(request) };
+        Wanted::of(request, self.balance.service(), &self.caller, policy)
+    }
+
+    /// The endpoint for a call that those at `tried` didn't answer: of the service,
+    /// or of the one that converts the call for it.
+    async fn pick(&self, wanted: &Wanted, tried: &[Arc<Endpoint>]) -> Result<Picked, Status> {
+        match self.balance.find(wanted, tried, self.bridge.is_some()).await? {
+            Found::Here(chosen) => Ok(Picked::of(chosen, None)),
+            // Boxed, to be no part of what every call carries.
+            Found::Converted(ranges) => Box::pin(self.pick_converted(wanted, tried, ranges)).await,
+        }
+    }
+
+    async fn pick_converted(
+        &self,
+        wanted: &Wanted,
+        tried: &[Arc<Endpoint>],
+        ranges: Vec<VersionReq>,
+    ) -> Result<Picked, Status> {
+        let converted = Converted { service: self.balance.service().clone(), ranges };
+        let Some(bridge) = &self.bridge else {
+            return Ok(Picked::of(self.balance.pick(wanted, tried).await?, None));
+        };
+        if let Some(chosen) = bridge.try_pick(tried).await {
+            return Ok(Picked::of(chosen, Some(converted)));
+        }
+        // What the rules like less may do without.
+        if let Some(chosen) = self.balance.try_pick(wanted, tried) {
+            return Ok(Picked::of(chosen, None));
+        }
+        match bridge.pick(tried).await? {
+            Some(chosen) => Ok(Picked::of(chosen, Some(converted))),
+            None => Ok(Picked::of(self.balance.pick(wanted, tried).await?, None)),
+        }
+    }
+}
+
+/// Where one try goes.
+struct Picked {
+    endpoint: Arc<Endpoint>,
+    connection: Arc<Connection>,
+    converted: Option<Converted>,
+}
+
+impl Picked {
+    fn of((endpoint, connection): Chosen, converted: Option<Converted>) -> Self {
+        Self { endpoint, connection, converted }
+    }
+}
+
 /// One call with its tries.
 struct Call {
     to: Arc<To>,
     method: Option<&'static Method>,
+    wanted: Wanted,
     route: Route,
     deadline: Option<Instant>,
     tried: Vec<Arc<Endpoint>>,
@@ -117,13 +192,13 @@ impl Call {
             .await
             .map_err(|why| status(Reason::InvalidRequest, format!("the request: {why}")))?;
         loop {
-            let (endpoint, connection) = self.to.balance.pick(&self.tried).await?;
-            match self.one_try(&endpoint, &connection, &head, &body).await {
+            let picked = self.to.pick(&self.wanted, &self.tried).await?;
+            match self.one_try(&picked, &head, &body).await {
                 Ok(response) => match self.turned_away(&response) {
-                    Some(missed) if self.again(endpoint, &missed).await => {}
+                    Some(missed) if self.again(picked.endpoint, &missed).await => {}
                     _ => return Ok(response),
                 },
-                Err(missed) if self.again(endpoint, &missed).await => {}
+                Err(missed) if self.again(picked.endpoint, &missed).await => {}
                 Err(missed) => return Err(missed.status),
             }
         }
@@ -131,11 +206,11 @@ impl Call {
 
     async fn one_try(
         &self,
-        endpoint: &Arc<Endpoint>,
-        connection: &Arc<Connection>,
+        picked: &Picked,
         head: &Parts,
         body: &Whole,
     ) -> Result<Response<Body>, Missed> {
+        let Picked { endpoint, connection, converted } = picked;
         let limit = self.route.try_timeout.map(|limit| Instant::now() + limit);
         let deadline = [self.deadline, limit].into_iter().flatten().min();
         let mut request = Request::new(Body::new(body.clone()));
@@ -143,6 +218,7 @@ impl Call {
         *request.uri_mut() = head.uri.clone();
         *request.version_mut() = head.version;
         *request.headers_mut() = head.headers.clone();
+        bridge::mark(request.headers_mut(), converted.as_ref());
         self.tell_timeout(&mut request, deadline);
         let mut flight = Flight::begin(endpoint.clone(), deadline);
         let exchange = async {
@@ -180,7 +256,9 @@ impl Call {
     async fn stream(mut self, mut request: Request<Body>) -> Result<Response<Body>, Status> {
         self.tell_timeout(&mut request, self.deadline);
         loop {
-            let (endpoint, connection) = self.to.balance.pick(&self.tried).await?;
+            let Picked { endpoint, connection, converted } =
+                self.to.pick(&self.wanted, &self.tried).await?;
+            bridge::mark(request.headers_mut(), converted.as_ref());
             let mut flight = Flight::begin(endpoint.clone(), self.deadline);
             match Endpoint::send(request, &connection, &mut flight).await {
                 Ok(response) => {

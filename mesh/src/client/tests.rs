@@ -1,5 +1,7 @@
 //! The whole outbound stack against real servers of the mesh, scripted.
 
+mod versions;
+
 use std::{
     convert::Infallible,
     future::Future,
@@ -136,8 +138,18 @@ impl Registry for Told {
         Ok(Registration::new(Nothing))
     }
 
-    async fn watch(&self, _: &str) -> Result<watch::Receiver<Snapshot>, Error> {
-        Ok(self.0.clone())
+    async fn watch(&self, service: &str) -> Result<watch::Receiver<Snapshot>, Error> {
+        let (mut all, service) = (self.0.clone(), service.to_owned());
+        let of = move |all: &Snapshot| -> Snapshot {
+            all.iter().filter(|instance| instance.service == service).cloned().collect()
+        };
+        let (told, watched) = watch::channel(of(&all.borrow_and_update()));
+        tokio::spawn(async move {
+            while all.changed().await.is_ok() {
+                told.send_replace(of(&all.borrow_and_update()));
+            }
+        });
+        Ok(watched)
     }
 
     async fn services(&self) -> Result<std::collections::BTreeMap<String, Snapshot>, Error> {

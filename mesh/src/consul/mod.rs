@@ -33,6 +33,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// More than any answer of a sound agent: a service with 10,000 instances
 /// needs about 10 MB.
 const MAX_ANSWER_BYTES: usize = 32 << 20;
+/// What is wrong where something had to be found.
+const NOT_FOUND: &str = "it says 404, not found";
 /// Says that there is more, which the token may not see.
 const FILTERED: &str = "X-Consul-Results-Filtered-By-ACLs";
 /// The port an agent listens on where the setting names none.
@@ -90,7 +92,7 @@ impl Consul {
     {
         let path = endpoint.path();
         let Answer { value, index } = self.find(endpoint).await?;
-        let value = value.ok_or_else(|| self.failed(&path, "it says 404, not found"))?;
+        let value = value.ok_or_else(|| self.failed(&path, NOT_FOUND))?;
         Ok(Answer { value, index })
     }
 
@@ -105,15 +107,30 @@ impl Consul {
         E: Endpoint + FeaturedEndpoint,
     {
         let path = endpoint.path();
-        let (Answer { value, index }, filtered) = self.ask(endpoint, None).await?;
-        let why = match (value, filtered) {
-            (Some(value), false) => return Ok(Answer { value, index }),
-            (Some(_), true) => {
-                "its answer isn't whole; give `consul.token` a token that may see all"
+        let Answer { value, index } = self.find_whole(endpoint).await?;
+        let value = value.ok_or_else(|| self.failed(&path, NOT_FOUND))?;
+        Ok(Answer { value, index })
+    }
+
+    /// As [`Consul::whole`], but answers `None` where there is nothing.
+    ///
+    /// # Errors
+    /// As [`Consul::whole`].
+    pub(crate) async fn find_whole<E>(
+        &self,
+        endpoint: E,
+    ) -> Result<Answer<Option<E::Response>>, Error>
+    where
+        E: Endpoint + FeaturedEndpoint,
+    {
+        let path = endpoint.path();
+        match self.ask(endpoint, None).await? {
+            (answer, false) => Ok(answer),
+            (_, true) => {
+                let why = "its answer isn't whole; give `consul.token` a token that may see all";
+                Err(self.failed(&path, why))
             }
-            (None, _) => "it says 404, not found",
-        };
-        Err(self.failed(&path, why))
+        }
     }
 
     /// As [`Consul::get`], but answers `None` where there is nothing.

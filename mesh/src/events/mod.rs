@@ -12,10 +12,12 @@ mod relay;
 mod subscriber;
 #[cfg(test)]
 mod tests;
+mod version;
 mod waiting;
 
 use std::time::Duration;
 
+pub(crate) use self::version::Versioned;
 pub use self::{
     event::{Attributes, Event},
     inbox::Inbox,

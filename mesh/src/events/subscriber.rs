@@ -59,6 +59,13 @@ pub trait Handler: Send + Sync + 'static {
         event: &Event,
     ) -> Result<(), Error>;
 
+    /// The messages it reads, by their full names. Events of other versions of these
+    /// are converted, where the setting `mappings` has a way; unless it names any,
+    /// it gets events as they are.
+    fn reads(&self) -> &[&str] {
+        &[]
+    }
+
     /// Whether [`Handler::handle_all`] does better than one after the other. Only
     /// then is it called.
     fn handles_many(&self) -> bool {
@@ -254,7 +261,8 @@ impl Subscriber {
         why: &Error,
     ) -> Result<bool, Error> {
         let attempt = hand.failed(delivery, Instant::now());
-        let hopeless = delivery.event.is_err() || matches!(why, Error::Schema { .. });
+        let hopeless = delivery.event.is_err()
+            || matches!(why, Error::Schema { .. } | Error::Conversion { .. });
         let last = attempt >= ATTEMPTS || hopeless;
         if attempt == 1 || last {
             tracing::warn!(

@@ -1,5 +1,5 @@
-//! Policy from Consul: its intentions, and the routes under the key
-//! `omnibridge/routes`, both as they change.
+//! Policy from Consul: its intentions, the routes under the key
+//! `omnibridge/routes`, and the rules of versions, all as they change.
 //!
 //! The configuration file's intentions and routes, as they were at the start,
 //! count under Consul's: for the same pair of services, or the same method,
@@ -21,7 +21,7 @@ use std::{sync::Arc, time::Duration};
 use consulrs::api::kv::requests::ReadKeyRequest;
 use tokio::sync::watch;
 
-use super::{Action, Intention, Intentions, Policy, Routes};
+use super::{Action, Intention, Intentions, Policy, Routes, Versions, versions};
 use crate::{
     Error,
     config::Config,
@@ -54,11 +54,15 @@ pub async fn watch_consul(
         declared: declared.to_vec(),
         intentions: None,
         routes: Routes::default(),
+        versions: Arc::default(),
     };
-    let (all, text) = tokio::join!(
+    let (all, text, versions) = tokio::join!(
         tokio::time::timeout(FIRST_POLICY, intentions.next()),
         tokio::time::timeout(FIRST_POLICY, routes.next()),
+        versions::follow(config),
     );
+    let mut versions = versions?;
+    layered.versions = versions.borrow_and_update().clone();
     match all {
         Ok(all) => layered.intentions = Some(all),
         Err(_) => tracing::error!("consul told no intentions yet; until it does, all is denied"),
@@ -72,6 +76,9 @@ pub async fn watch_consul(
             tokio::select! {
                 all = intentions.next() => layered.intentions = Some(all),
                 text = routes.next() => layered.take_routes(text),
+                Ok(()) = versions.changed() => {
+                    layered.versions = versions.borrow_and_update().clone();
+                }
                 () = policy.closed() => return,
             }
             policy.send_replace(Arc::new(layered.compile()));
@@ -87,6 +94,7 @@ struct Layered {
     /// `None` until Consul has told them.
     intentions: Option<Vec<Intention>>,
     routes: Routes,
+    versions: Arc<Versions>,
 }
 
 impl Layered {
@@ -100,7 +108,7 @@ impl Layered {
             }
             None => Intentions::compile([deny_all()], &[]),
         };
-        Policy { intentions, routes }
+        Policy { intentions, routes, versions: self.versions.clone() }
     }
 
     /// Takes the routes in `text`; what is wrong changes nothing.

@@ -1,10 +1,13 @@
 //! Policy from the configuration file, read again when it changes.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use tokio::sync::watch;
 
-use super::{Intention, Intentions, Policy, Routes};
+use super::{Intention, Intentions, Policy, Routes, versions};
 use crate::{Error, config::Config, files};
 
 /// The part of `omni.toml` that can change while the process runs.
@@ -21,52 +24,82 @@ struct Live {
 /// logged.
 ///
 /// # Errors
-/// When the file's folder can't be watched.
-pub fn watch_file(
+/// When the file's folder, or that of the rules of versions, can't be watched.
+pub async fn watch_file(
     config: &Config,
     declared: &[(String, String)],
 ) -> Result<watch::Receiver<Arc<Policy>>, Error> {
-    let first = Policy {
+    let mut versions = versions::follow(config).await?;
+    let mut now = Policy {
         intentions: Intentions::compile(config.intentions.clone(), declared),
         routes: config.routes.clone(),
+        versions: versions.borrow_and_update().clone(),
     };
-    let (policy, watched) = watch::channel(Arc::new(first));
-    let Some(file) = config.file().map(Path::to_owned) else {
-        // Nothing can change; the sender lives as long as somebody listens.
-        tokio::spawn(async move { policy.closed().await });
-        return Ok(watched);
+    let (policy, watched) = watch::channel(Arc::new(now.clone()));
+    let mut file = match config.file() {
+        Some(file) => Some(Watched::new(file)?),
+        None => None,
     };
-    let mut changes = files::watch(
-        file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")),
-    )?;
     let declared = declared.to_vec();
     tokio::spawn(async move {
-        // Neighbours of the file change more often than it does.
-        let mut last = None;
         loop {
             tokio::select! {
-                () = changes.changed() => {}
+                live = next(&mut file) => {
+                    now.intentions = Intentions::compile(live.intentions, &declared);
+                    now.routes = live.routes;
+                }
+                Ok(()) = versions.changed() => {
+                    now.versions = versions.borrow_and_update().clone();
+                }
                 () = policy.closed() => return,
             }
-            let read = tokio::fs::read_to_string(&file).await.map_err(|e| e.to_string());
-            if last.as_ref() == Some(&read) {
-                continue;
-            }
-            last = Some(read.clone());
-            match read.and_then(|text| toml::from_str::<Live>(&text).map_err(|e| e.to_string())) {
-                Ok(live) => {
-                    policy.send_replace(Arc::new(Policy {
-                        intentions: Intentions::compile(live.intentions, &declared),
-                        routes: live.routes,
-                    }));
-                }
-                Err(why) => {
-                    tracing::warn!(file = %file.display(), %why, "the policy stays as it was");
-                }
-            }
+            policy.send_replace(Arc::new(now.clone()));
         }
     });
     Ok(watched)
+}
+
+/// The file, as it changes.
+struct Watched {
+    file: PathBuf,
+    changes: files::Changes,
+    /// Neighbours of the file change more often than it does.
+    last: Option<Result<String, String>>,
+}
+
+impl Watched {
+    fn new(file: &Path) -> Result<Self, Error> {
+        let folder = file.parent().filter(|p| !p.as_os_str().is_empty());
+        let changes = files::watch(folder.unwrap_or(Path::new(".")))?;
+        Ok(Self { file: file.to_owned(), changes, last: None })
+    }
+
+    /// What the file says next.
+    async fn next(&mut self) -> Live {
+        loop {
+            self.changes.changed().await;
+            let read = tokio::fs::read_to_string(&self.file).await.map_err(|e| e.to_string());
+            if self.last.as_ref() == Some(&read) {
+                continue;
+            }
+            self.last = Some(read.clone());
+            match read.and_then(|text| toml::from_str::<Live>(&text).map_err(|e| e.to_string())) {
+                Ok(live) => return live,
+                Err(why) => {
+                    let file = self.file.display();
+                    tracing::warn!(%file, %why, "the policy stays as it was");
+                }
+            }
+        }
+    }
+}
+
+/// What the file says next, if there is one.
+async fn next(file: &mut Option<Watched>) -> Live {
+    match file {
+        Some(file) => file.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 #[cfg(test)]
@@ -93,8 +126,9 @@ mod tests {
             files::replace(&file, format!("[[intentions]]\n{intention}").as_bytes()).unwrap();
         };
         allow("a", "action = 'allow'");
-        let config = Config::from_sources(Some(&file), HashMap::new(), &[]).unwrap();
-        let mut watched = watch_file(&config, &[]).unwrap();
+        let flags = [("data", folder.path().join("data").display().to_string())];
+        let config = Config::from_sources(Some(&file), HashMap::new(), &flags).unwrap();
+        let mut watched = watch_file(&config, &[]).await.unwrap();
         assert!(allows(&watched.borrow(), "a"));
 
         // Not known, not compiled, not TOML: each would allow `c`.

@@ -1,5 +1,5 @@
-//! What is decided elsewhere and watched: who may call whom, and settings by
-//! route.
+//! What is decided elsewhere and watched: who may call whom, settings by route,
+//! and which versions get the calls.
 //!
 //! A request is allowed or denied by the most exact intention that matches it;
 //! where none does, by what services declare as their dependencies and by the
@@ -10,6 +10,7 @@ mod file;
 mod intentions;
 mod permission;
 mod routes;
+mod versions;
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ pub use self::{
     intentions::{Action, Decision, Intention, Intentions},
     permission::{HeaderMatch, InvalidPermission, PathMatch, Pattern, Permission, ValueMatch},
     routes::{Route, Routes},
+    versions::{History, Order, Revision, RuleBook, VersionRules, Versions},
 };
 use crate::{Error, config::Config};
 
@@ -31,6 +33,8 @@ pub struct Policy {
     pub intentions: Intentions,
     /// How calls are made, by route.
     pub routes: Routes,
+    /// Which versions get the calls.
+    pub versions: Arc<Versions>,
 }
 
 /// The policy of this process, watched at its source: Consul where the
@@ -47,6 +51,6 @@ pub async fn policy(
     if config.registry.starts_with("consul:") {
         watch_consul(config, declared).await
     } else {
-        watch_file(config, declared)
+        watch_file(config, declared).await
     }
 }

@@ -66,11 +66,8 @@ impl Routes {
         if self.by_path.is_empty() {
             return Route::default();
         }
-        let of_service = || {
-            let service = path.rsplit_once('/')?.0;
-            let ours = |name: &str| name.strip_suffix(METHODS) == Some(service);
-            self.by_path.iter().find(|(name, _)| ours(name)).map(|(_, route)| route)
-        };
+        let of_service =
+            || self.by_path.iter().find(|(name, _)| covers(name, path)).map(|(_, route)| route);
         let named = self.by_path.get(path).or_else(of_service).or_else(|| self.by_path.get(ALL));
         named.copied().unwrap_or_default()
     }
@@ -90,11 +87,7 @@ impl TryFrom<BTreeMap<String, Route>> for Routes {
 
     fn try_from(by_path: BTreeMap<String, Route>) -> Result<Self, String> {
         for (name, route) in &by_path {
-            let service_and_method = name.strip_prefix('/').and_then(|rest| rest.split_once('/'));
-            let is_path = service_and_method.is_some_and(|(service, method)| {
-                !service.is_empty() && !method.is_empty() && !method.contains('/')
-            });
-            if name != ALL && !is_path {
+            if name != ALL && !is_path(name) {
                 return Err(format!(
                     "`{name}` is no route: expected `/package.Service/Method`, \
                      `/package.Service/*` or `*`"
@@ -109,6 +102,20 @@ impl TryFrom<BTreeMap<String, Route>> for Routes {
         }
         Ok(Self { by_path })
     }
+}
+
+/// Whether `name` is `/package.Service/Method` or `/package.Service/*`.
+pub(super) fn is_path(name: &str) -> bool {
+    let service_and_method = name.strip_prefix('/').and_then(|rest| rest.split_once('/'));
+    service_and_method.is_some_and(|(service, method)| {
+        !service.is_empty() && !method.is_empty() && !method.contains('/')
+    })
+}
+
+/// Whether `name`, one of those, means the method at `path`.
+pub(super) fn covers(name: &str, path: &str) -> bool {
+    let service = path.rsplit_once('/').map(|(service, _)| service);
+    name == path || (service.is_some() && name.strip_suffix(METHODS) == service)
 }
 
 #[cfg(test)]

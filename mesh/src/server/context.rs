@@ -17,7 +17,7 @@ use tracing::Instrument as _;
 use super::Remote;
 use crate::{
     call::{CALLER_HEADER, Call},
-    client::{deadline, trace::TRACEPARENT},
+    client::{VERSION_BRIDGE, deadline, trace::TRACEPARENT},
     descriptors,
     identity::SpiffeId,
     telemetry::trace::{self, Kind},
@@ -25,7 +25,7 @@ use crate::{
 
 /// The services that may forward somebody else's identity; see decision 3 of
 /// the design: each of them is a proxy by purpose.
-const PROXIES: [&str; 3] = ["gateway", "version-bridge", "tool-capture"];
+const PROXIES: [&str; 3] = ["gateway", VERSION_BRIDGE, "tool-capture"];
 
 /// The service of the layer.
 #[derive(Clone)]

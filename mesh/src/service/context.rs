@@ -2,13 +2,14 @@
 
 use std::{future::Future, sync::Arc};
 
+use convert::Mappings;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Error,
     client::{Channel, Client},
     config::Config,
-    events::{Handler, Outbox, Subscriber, broker::Broker},
+    events::{Handler, Outbox, Subscriber, Versioned, broker::Broker},
     store::Store,
 };
 
@@ -19,6 +20,7 @@ pub struct Context {
     pub(super) client: Client,
     pub(super) outbox: Option<Outbox>,
     pub(super) broker: Arc<dyn Broker>,
+    pub(super) mappings: Arc<Mappings>,
     pub(super) tasks: TaskTracker,
     pub(super) draining: CancellationToken,
     pub(super) stopping: CancellationToken,
@@ -36,6 +38,16 @@ impl Context {
     /// When the registry can't be watched.
     pub async fn channel(&self, service: &str) -> Result<Channel, Error> {
         self.client.channel(service).await
+    }
+
+    /// What calls other services, for who learns their names only as it goes.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// What can be converted between versions, by the setting `mappings`.
+    pub fn mappings(&self) -> &Arc<Mappings> {
+        &self.mappings
     }
 
     /// The service's outbox.
@@ -62,6 +74,7 @@ impl Context {
     /// As [`Context::outbox`]: the inbox is in the service's database.
     pub fn subscribe(&self, pattern: &str, handler: Arc<dyn Handler>) -> Result<(), Error> {
         let outbox = self.outbox()?.clone();
+        let handler = Versioned::wrap(handler, &self.mappings);
         let subscriber = Subscriber::new(self.name, pattern, handler, outbox, self.broker.clone());
         self.spawn(subscriber.run(self.stopping.clone()));
         Ok(())

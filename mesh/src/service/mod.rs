@@ -16,6 +16,7 @@ mod process;
 mod run;
 
 use async_trait::async_trait;
+use prost_types::FileDescriptorSet;
 use tonic::service::Routes;
 
 pub use self::{
@@ -61,8 +62,17 @@ pub struct Descriptor {
 
 /// What a service serves.
 pub enum Surface {
-    /// gRPC on a mesh port.
+    /// gRPC of the API on a mesh port.
     Grpc(Routes),
+    /// gRPC of what the API hasn't on a mesh port.
+    Foreign {
+        /// What answers.
+        routes: Routes,
+        /// What reflection tells of it.
+        descriptors: FileDescriptorSet,
+        /// The services that reflection lists.
+        services: Vec<String>,
+    },
     /// HTTP for the outside.
     Http(axum::Router),
 }

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use convert::Mappings;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -10,6 +11,7 @@ use crate::{
     Error,
     client::Clients,
     config::Config,
+    descriptors::POOL,
     events::broker::{self, Broker},
     identity::{self, Authority, Identity, is_name, is_operator_name},
     intercept::{Attached, Interceptors, Metrics},
@@ -42,6 +44,7 @@ pub struct Process {
     pub(super) registry: Arc<dyn Registry>,
     pub(super) broker: Arc<dyn Broker>,
     pub(super) policy: watch::Receiver<Arc<Policy>>,
+    pub(super) mappings: Arc<Mappings>,
     pub(super) interceptors: Interceptors,
     pub(super) clients: Clients,
     pub(super) readiness: Readiness,
@@ -90,6 +93,7 @@ impl Process {
             registry: registry::registry(&config)?,
             broker: broker::broker(&config).await?,
             policy: policy::policy(&config, declared).await?,
+            mappings: Arc::new(mappings(&config)?),
             interceptors,
             clients,
             readiness: admin.readiness,
@@ -174,6 +178,13 @@ impl Process {
             telemetry.stop().await;
         }
     }
+}
+
+/// What the setting `mappings` names; nothing unless it is set.
+fn mappings(config: &Config) -> Result<Mappings, Error> {
+    let Some(folder) = &config.mappings else { return Ok(Mappings::default()) };
+    Mappings::load(folder, POOL.clone())
+        .map_err(|why| Error::setting("mappings", folder.display().to_string(), why))
 }
 
 /// Waits for all of `running`; the first error stops the process.

@@ -12,6 +12,8 @@ use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
+use tonic::service::Routes;
+use tonic_reflection::server::Builder as Reflection;
 
 use super::{
     Context, Descriptor, Process, Progress, Service, Stage, Surface, denials,
@@ -119,6 +121,7 @@ impl Running {
             client,
             outbox,
             broker: process.broker.clone(),
+            mappings: process.mappings.clone(),
             tasks: TaskTracker::new(),
             draining,
             stopping,
@@ -220,31 +223,18 @@ fn serve(
     listener: TcpListener,
     stop: CancellationToken,
 ) -> Result<tokio::task::JoinHandle<()>, Error> {
+    let reflection = Reflection::configure();
     let (security, app) = match surface {
         Surface::Grpc(routes) => {
-            let denials = server::Denials::new();
-            context.spawn(denials::publish(
-                context.name.into(),
-                denials.clone(),
-                context.outbox()?.clone(),
-                context.stopping(),
-            ));
-            let reflection = tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(api::DESCRIPTORS);
-            let reflection = grpc_services
-                .iter()
-                .fold(reflection, |reflection, service| reflection.with_service_name(*service))
-                .build_v1()
-                .map_err(|why| Error::Registry(format!("reflection: {why}")))?;
-            let app = server::stack(
-                context.name,
-                routes.add_service(reflection),
-                &context.config.limits,
-                process.policy.clone(),
-                process.interceptors.clone(),
-                denials,
-            );
-            (Security::Mesh(identity), app)
+            let reflection = reflection.register_encoded_file_descriptor_set(api::DESCRIPTORS);
+            let named = grpc_services.iter().copied();
+            let reflection = named.fold(reflection, Reflection::with_service_name);
+            (Security::Mesh(identity), grpc(process, context, routes, reflection)?)
+        }
+        Surface::Foreign { routes, descriptors, services } => {
+            let reflection = reflection.register_file_descriptor_set(descriptors);
+            let reflection = services.into_iter().fold(reflection, Reflection::with_service_name);
+            (Security::Mesh(identity), grpc(process, context, routes, reflection)?)
         }
         Surface::Http(router) => (Security::Edge, server::app(router)),
     };
@@ -252,6 +242,32 @@ fn serve(
     // The rest is for tasks and for the outbox.
     let grace = context.config.drain_timeout - 2 * flush_time(&context.config);
     Ok(tokio::spawn(serve_app(listener, security, limits, app, stop, grace)))
+}
+
+/// The whole inbound stack around `routes` and what reflection tells of them.
+fn grpc(
+    process: &Process,
+    context: &Context,
+    routes: Routes,
+    reflection: Reflection<'_>,
+) -> Result<App, Error> {
+    let denials = server::Denials::new();
+    context.spawn(denials::publish(
+        context.name.into(),
+        denials.clone(),
+        context.outbox()?.clone(),
+        context.stopping(),
+    ));
+    let reflection =
+        reflection.build_v1().map_err(|why| Error::Registry(format!("reflection: {why}")))?;
+    Ok(server::stack(
+        context.name,
+        routes.add_service(reflection),
+        &context.config.limits,
+        process.policy.clone(),
+        process.interceptors.clone(),
+        denials,
+    ))
 }
 
 async fn serve_app(

@@ -255,14 +255,37 @@ async fn intentions(Extract(shared): Agent, since: Query<Blocking>) -> Response 
 async fn read_key(
     Extract(shared): Agent,
     since: Query<Blocking>,
+    Query(KeyQuery { recurse, .. }): Query<KeyQuery>,
     Path(key): Path<String>,
 ) -> Response {
-    block(shared, since, Topic::Keys, move |state| state.key(&key)).await
+    let read = move |state: &mut State| match recurse.as_deref() {
+        Some("true" | "") => state.keys(&key),
+        _ => state.key(&key),
+    };
+    block(shared, since, Topic::Keys, read).await
 }
 
-async fn write_key(Extract(shared): Agent, Path(key): Path<String>, value: Bytes) -> Response {
-    shared.change(|state| state.set_key(&key, &value));
-    Json(true).into_response()
+/// What is asked of a key, or of all that begin with it.
+#[derive(Default, Deserialize)]
+struct KeyQuery {
+    recurse: Option<String>,
+    cas: Option<u64>,
+}
+
+async fn write_key(
+    Extract(shared): Agent,
+    Query(KeyQuery { cas, .. }): Query<KeyQuery>,
+    Path(key): Path<String>,
+    value: Bytes,
+) -> Response {
+    let set = shared.change(|state| match cas {
+        Some(index) => state.check_and_set(&key, &value, index),
+        None => {
+            state.set_key(&key, &value);
+            true
+        }
+    });
+    Json(set).into_response()
 }
 
 async fn delete_key(Extract(shared): Agent, Path(key): Path<String>) -> Response {

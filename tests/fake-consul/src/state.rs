@@ -138,6 +138,24 @@ impl State {
         self.keys.get(key).map(|pair| json!([pair]))
     }
 
+    /// The pairs whose keys begin with `prefix`.
+    pub(crate) fn keys(&self, prefix: &str) -> Option<Value> {
+        let found: Vec<_> = self.keys.range(prefix.to_owned()..).collect();
+        let found = found.into_iter().take_while(|(key, _)| key.starts_with(prefix));
+        let pairs: Vec<&Value> = found.map(|(_, pair)| pair).collect();
+        (!pairs.is_empty()).then(|| json!(pairs))
+    }
+
+    /// As [`State::set_key`], if the key was last set at `index`, or isn't there
+    /// where that is 0; whether it was set.
+    pub(crate) fn check_and_set(&mut self, key: &str, value: &[u8], index: u64) -> bool {
+        let now = self.keys.get(key).and_then(|pair| pair["ModifyIndex"].as_u64()).unwrap_or(0);
+        if now == index {
+            self.set_key(key, value);
+        }
+        now == index
+    }
+
     pub(crate) fn set_key(&mut self, key: &str, value: &[u8]) {
         self.touch(Topic::Keys);
         let pair = json!({

@@ -248,6 +248,7 @@ fn any_text_under_the_key_is_routes_or_changes_nothing() {
         file: Default::default(),
         intentions: None,
         routes: Default::default(),
+        versions: Arc::default(),
     };
     bolero::check!().with_iterations(1000).with_max_len(256).for_each(|bytes: &[u8]| {
         layered.take_routes(Some(String::from_utf8_lossy(bytes).into_owned()));
