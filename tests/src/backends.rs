@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
     sync::mpsc,
@@ -16,6 +17,7 @@ use sea_orm::{
     QueryResult, Statement,
 };
 use serde_json::json;
+use tokio::net::TcpSocket;
 
 use crate::Layout;
 
@@ -334,11 +336,16 @@ impl MockKafka {
             for topic in TOPICS {
                 cluster.create_topic(topic, 4, 1).expect("the mock obeys");
             }
-            ready.send(cluster.bootstrap_servers()).expect("the test waits");
+            let address = cluster.bootstrap_servers();
+            ready.send(address.clone()).expect("the test waits");
+            let address = address.parse().expect("its address");
+            let mut held = None;
             // Ends with its sender, and the cluster with it.
             while let Ok(up) = received.recv() {
                 let changed = if up { cluster.broker_up(1) } else { cluster.broker_down(1) };
                 changed.expect("the mock obeys");
+                drop(held.take());
+                held = (!up).then(|| hold(address));
                 if told.send(()).is_err() {
                     return;
                 }
@@ -353,4 +360,13 @@ impl MockKafka {
         let done = self.done.lock().expect("one test at a time");
         done.recv_timeout(Duration::from_secs(10)).expect("the mock obeys");
     }
+}
+
+/// Keeps `address` from other processes without listening there: the mock, which
+/// shares it, is to find it free when it is back.
+fn hold(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().expect("there is room");
+    socket.set_reuseaddr(true).expect("it can be shared");
+    socket.bind(address).expect("nobody was faster");
+    socket
 }
