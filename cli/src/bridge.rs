@@ -1,7 +1,5 @@
 //! `omni bridge`: mappings between versions of a package, before they are used.
 
-use std::fs;
-
 use anyhow::{Context as _, bail};
 use convert::{Conversion, Direction, Mapping, Protos};
 use prost_reflect::DescriptorPool;
@@ -9,13 +7,14 @@ use serde_json::json;
 
 use crate::{
     args::{BridgeCheck, BridgePropose},
+    input,
     output::{self, line},
 };
 
 /// Proves a mapping, and tells what it loses.
 pub(crate) fn check(args: &BridgeCheck) -> anyhow::Result<()> {
     let file = args.file.display();
-    let text = fs::read_to_string(&args.file).with_context(|| format!("{file} can't be read"))?;
+    let text = input::read_text(&args.file)?;
     let mapping = Mapping::parse(&text).with_context(|| format!("{file} is no mapping"))?;
     let protos = Protos::load(&args.protos)?;
     let (old, new) = (of(&protos, &mapping.old)?, of(&protos, &mapping.new)?);

@@ -1,6 +1,6 @@
 //! `omni hook send`: a webhook as its source would send it.
 
-use std::{io::Read as _, path::Path, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -11,7 +11,7 @@ use sha2::Sha256;
 
 use crate::{
     args::{Common, HookSend},
-    config,
+    config, input,
     output::line,
 };
 
@@ -29,7 +29,7 @@ struct Source {
 /// Signs and sends a file, and prints the gateway's answer.
 pub(crate) async fn send(common: &Common, args: &HookSend) -> anyhow::Result<()> {
     let config = config::load(common, &[])?;
-    let body = read(&args.file)?;
+    let body = input::read(&args.file)?;
     let delivery = args.delivery.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
     let url = match &args.url {
         Some(url) => url.trim_end_matches('/').to_owned(),
@@ -47,16 +47,6 @@ pub(crate) async fn send(common: &Common, args: &HookSend) -> anyhow::Result<()>
         bail!("the gateway answered {status}: {}", text.trim());
     }
     line(text.trim())
-}
-
-fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut body = Vec::new();
-    if file == Path::new("-") {
-        std::io::stdin().lock().read_to_end(&mut body)?;
-    } else {
-        body = std::fs::read(file).with_context(|| file.display().to_string())?;
-    }
-    Ok(body)
 }
 
 /// A registered gateway's address.

@@ -9,6 +9,7 @@ mod config;
 mod events;
 mod hook;
 mod host;
+mod input;
 mod operator;
 mod output;
 mod routes;

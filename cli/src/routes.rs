@@ -1,11 +1,5 @@
 //! `omni routes`: the rules that say which versions of a service get its calls.
 
-use std::{
-    fs,
-    io::Read as _,
-    path::{Path, PathBuf},
-};
-
 use anyhow::{Context as _, bail};
 use mesh::{
     config::Config,
@@ -18,7 +12,7 @@ use crate::{
     args::{
         Common, RoutesCheck, RoutesCommand, RoutesGet, RoutesHistory, RoutesRollback, RoutesSet,
     },
-    certs, config,
+    certs, config, input,
     output::{self, Table, line},
 };
 
@@ -41,16 +35,23 @@ pub(crate) async fn run(common: &Common, command: &RoutesCommand) -> anyhow::Res
 async fn list(book: &RuleBook, args: &RoutesGet) -> anyhow::Result<()> {
     let all = book.all().await?;
     if args.json {
-        let current =
-            all.iter().filter_map(|(service, history)| Some((service, history.current()?)));
+        let current = all
+            .iter()
+            .filter_map(|(service, history)| Some((service, history.as_ref().ok()?.current()?)));
         return output::json(&current.collect::<std::collections::BTreeMap<_, _>>());
     }
     let mut table = Table::new(["SERVICE", "REVISION", "SET", "BY", "RULES"]);
     for (service, history) in all {
+        let history = match history {
+            Ok(history) => history,
+            Err(why) => {
+                tracing::warn!("{why}");
+                continue;
+            }
+        };
         let Some(now) = history.current() else { continue };
-        let rules = history.rules();
-        let rules = rules.map_or_else(|_| "wrong".to_owned(), |rules| rules.len().to_string());
-        table.row([service, now.number.to_string(), time(now), now.by.clone(), rules]);
+        let [number, at, by, rules] = row(now);
+        table.row([service, number, at, by, rules]);
     }
     table.print()
 }
@@ -67,14 +68,14 @@ async fn get(book: &RuleBook, service: &str, args: &RoutesGet) -> anyhow::Result
 }
 
 async fn set(config: &Config, book: &RuleBook, args: &RoutesSet) -> anyhow::Result<()> {
-    let text = read(&args.file)?;
+    let text = input::read_text(&args.file)?;
     let by = certs::operator(&args.operator);
     let revision = book.set(&args.service, &by, &text).await?;
     told(config, &args.service, &revision).await
 }
 
 async fn check(config: &Config, args: &RoutesCheck) -> anyhow::Result<()> {
-    let rules = VersionRules::parse(&read(&args.file)?).map_err(anyhow::Error::msg)?;
+    let rules = VersionRules::parse(&input::read_text(&args.file)?).map_err(anyhow::Error::msg)?;
     let matches = Matches::of(config, &args.service, &rules).await?;
     if args.json {
         return output::json(&matches.all.iter().map(Match::json).collect::<Vec<_>>());
@@ -96,9 +97,7 @@ async fn history(book: &RuleBook, args: &RoutesHistory) -> anyhow::Result<()> {
     }
     let mut table = Table::new(["REVISION", "SET", "BY", "RULES"]);
     for revision in history.revisions.iter().rev() {
-        let rules = VersionRules::parse(&revision.rules);
-        let rules = rules.map_or_else(|_| "wrong".to_owned(), |rules| rules.len().to_string());
-        table.row([revision.number.to_string(), time(revision), revision.by.clone(), rules]);
+        table.row(row(revision));
     }
     table.print()
 }
@@ -174,15 +173,10 @@ fn distinct(versions: &[semver::Version]) -> String {
     versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn time(revision: &Revision) -> String {
-    revision.at.format("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
-fn read(file: &PathBuf) -> anyhow::Result<String> {
-    if file == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().lock().read_to_string(&mut text)?;
-        return Ok(text);
-    }
-    fs::read_to_string(file).with_context(|| format!("{} can't be read", file.display()))
+/// Its number, when and by whom it was set, and how many rules it has.
+fn row(revision: &Revision) -> [String; 4] {
+    let at = revision.at.format("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let rules = VersionRules::parse(&revision.rules);
+    let rules = rules.map_or_else(|_| "wrong".to_owned(), |rules| rules.len().to_string());
+    [revision.number.to_string(), at, revision.by.clone(), rules]
 }

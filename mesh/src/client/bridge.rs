@@ -15,7 +15,7 @@ use super::{
     balance::{Balance, Chosen, WAIT_FOR_INSTANCE},
     endpoint::Endpoint,
     metrics::Metrics,
-    wanted::{ORDER_HEADER, SERVICE_HEADER, Wanted},
+    wanted::{ORDER_HEADER, SERVICE_HEADER, VERSION_HEADER, Wanted},
 };
 use crate::{identity::Identity, registry::Registry};
 
@@ -86,10 +86,11 @@ impl Bridge {
     }
 }
 
-/// A call on its way to be converted: to which service it goes on from there, and
-/// to which of its versions, the best first.
+/// A call on its way to be converted: to which service it goes on from there, in
+/// which range its caller wants it, and in which ones the rules do, the best first.
 pub(super) struct Converted {
     pub(super) service: Arc<str>,
+    pub(super) asked: Option<VersionReq>,
     pub(super) ranges: Vec<VersionReq>,
 }
 
@@ -97,10 +98,12 @@ pub(super) struct Converted {
 pub(super) fn mark(headers: &mut HeaderMap, converted: Option<&Converted>) {
     headers.remove(SERVICE_HEADER);
     headers.remove(ORDER_HEADER);
-    let Some(Converted { service, ranges }) = converted else { return };
+    let Some(Converted { service, asked, ranges }) = converted else { return };
     let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
     let ranges = ranges.join(&BETWEEN_RANGES.to_string());
-    for (name, value) in [(SERVICE_HEADER, service.to_string()), (ORDER_HEADER, ranges)] {
+    let asked = asked.as_ref().map(ToString::to_string).unwrap_or_default();
+    let told = [(SERVICE_HEADER, service.to_string()), (VERSION_HEADER, asked)];
+    for (name, value) in told.into_iter().chain([(ORDER_HEADER, ranges)]) {
         // Names of services and ranges are ASCII.
         if let (false, Ok(value)) = (value.is_empty(), HeaderValue::try_from(value.as_str())) {
             headers.insert(name, value);

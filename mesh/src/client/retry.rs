@@ -131,7 +131,8 @@ impl To {
         tried: &[Arc<Endpoint>],
         ranges: Vec<VersionReq>,
     ) -> Result<Picked, Status> {
-        let converted = Converted { service: self.balance.service().clone(), ranges };
+        let (service, asked) = (self.balance.service().clone(), wanted.range().cloned());
+        let converted = Converted { service, asked, ranges };
         let Some(bridge) = &self.bridge else {
             return Ok(Picked::of(self.balance.pick(wanted, tried).await?, None));
         };

@@ -22,7 +22,7 @@ pub use self::{
     intentions::{Action, Decision, Intention, Intentions},
     permission::{HeaderMatch, InvalidPermission, PathMatch, Pattern, Permission, ValueMatch},
     routes::{Route, Routes},
-    versions::{History, Order, Revision, RuleBook, VersionRules, Versions},
+    versions::{Histories, History, Order, Revision, RuleBook, VersionRules, Versions},
 };
 use crate::{Error, config::Config};
 

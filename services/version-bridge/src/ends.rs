@@ -92,29 +92,3 @@ impl http_body::Body for Request {
         self.body.size_hint()
     }
 }
-
-/// An answer's body with which the request ends.
-pub(crate) struct Answer {
-    pub(crate) body: Body,
-    pub(crate) _over: DropGuard,
-}
-
-impl http_body::Body for Answer {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}

@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version, header,
 };
+use http_body_util::BodyExt as _;
 use mesh::{
     call::{CALLER_HEADER, Call},
     client::{BETWEEN_RANGES, Channel, ORDER_HEADER, SERVICE_HEADER, VERSION_HEADER},
@@ -24,12 +25,15 @@ use tower::Service;
 
 use crate::{
     directory::Directory,
-    ends::{Answer, Ends},
+    ends::Ends,
     frames::{Converted, Part},
 };
 
 /// What would let a peer compress messages, which can't be converted then.
 const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+
+/// How many ranges are looked at; rules have fewer.
+const MAX_RANGES: usize = 64;
 
 /// Answers every call there is.
 #[derive(Clone)]
@@ -75,7 +79,7 @@ impl Shared {
         let caller = caller(&head.extensions)?;
         let service = self.service(&head.headers, path).await?;
         let mut channel = self.directory.channel(&service).await?;
-        let (counterpart, range) = self.choose(&channel, path, &head.headers);
+        let (counterpart, range) = self.choose(&channel, path, &head.headers)?;
         let converter = counterpart
             .map(|one| &one.method)
             .filter(|method| !method.request.keeps_bytes() || !method.answer.keeps_bytes());
@@ -114,7 +118,12 @@ impl Shared {
             }
             None => body,
         };
-        Ok(Response::from_parts(head, Body::new(Answer { body, _over: over })))
+        // The request ends with what is held here.
+        let body = body.map_frame(move |frame| {
+            let _ = &over;
+            frame
+        });
+        Ok(Response::from_parts(head, Body::new(body)))
     }
 
     /// What a call of `path` becomes, if it has to become something, and the range of
@@ -125,27 +134,29 @@ impl Shared {
         channel: &Channel,
         path: &str,
         headers: &HeaderMap,
-    ) -> (Option<&Counterpart>, Option<VersionReq>) {
-        let parse = |range: &str| VersionReq::parse(range).ok();
-        let asked = text(headers, VERSION_HEADER).and_then(parse);
+    ) -> Result<(Option<&Counterpart>, Option<VersionReq>), Status> {
+        let asked = text(headers, VERSION_HEADER).map(range_of).transpose()?;
         let order: Vec<Option<VersionReq>> = match text(headers, ORDER_HEADER) {
-            Some(order) => order.split(BETWEEN_RANGES).map(parse).collect(),
+            Some(order) => {
+                let ranges = order.split(BETWEEN_RANGES).take(MAX_RANGES);
+                ranges.map(|range| range_of(range).map(Some)).collect::<Result<_, _>>()?
+            }
             None => vec![None],
         };
         let counterparts = self.mappings.of_method(path);
         for by in order {
             let both = both(by.as_ref(), asked.as_ref());
             if package(path).is_some_and(|own| channel.speaks(own, both.as_ref())) {
-                return (None, both);
+                return Ok((None, both));
             }
             for range in [both, by] {
                 let spoken = |one: &&Counterpart| channel.speaks(&one.package, range.as_ref());
                 if let Some(counterpart) = counterparts.iter().find(spoken) {
-                    return (Some(counterpart), range);
+                    return Ok((Some(counterpart), range));
                 }
             }
         }
-        (None, asked)
+        Ok((None, asked))
     }
 
     /// The service that a call is for: the one it names, or one that speaks its
@@ -177,6 +188,12 @@ fn caller(extensions: &Extensions) -> Result<SpiffeId, Status> {
 fn package(path: &str) -> Option<&str> {
     let (service, _) = path.strip_prefix('/')?.split_once('/')?;
     service.rsplit_once('.').map(|(package, _)| package)
+}
+
+fn range_of(text: &str) -> Result<VersionReq, Status> {
+    VersionReq::parse(text).map_err(|why| {
+        status(Reason::InvalidRequest, format!("`{text:.64}` is no range such as `^1.2`: {why}"))
+    })
 }
 
 /// Both ranges at once: all comparators of a range must hold.

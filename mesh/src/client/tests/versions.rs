@@ -160,7 +160,8 @@ async fn a_call_that_another_version_could_answer_goes_to_be_converted() {
     let (told, mut tells) = tokio::sync::mpsc::channel(8);
     let answer = move |_, request: Request<Body>| {
         let header = |name| request.headers().get(name).map(|v| v.to_str().unwrap().to_owned());
-        let seen = (request.uri().path().to_owned(), header(SERVICE_HEADER), header(ORDER_HEADER));
+        let ranges = (header(VERSION_HEADER), header(ORDER_HEADER));
+        let seen = (request.uri().path().to_owned(), header(SERVICE_HEADER), ranges);
         let told = told.clone();
         async move {
             told.send(seen).await.unwrap();
@@ -177,29 +178,32 @@ async fn a_call_that_another_version_could_answer_goes_to_be_converted() {
     };
     tokio::time::timeout(DEADLINE, seen).await.expect("it is seen");
     tells.recv().await.unwrap();
-    let mut asked = async |path: &str, range| {
-        ask(&channel, path, range).await.unwrap();
-        let (seen, service, range) = tells.recv().await.unwrap();
+    // What the bridge is told: the caller's range, and those of the rules.
+    let mut asked = async |channel: &Channel, path: &str, range| {
+        ask(channel, path, range).await.unwrap();
+        let (seen, service, (asked, order)) = tells.recv().await.unwrap();
         assert_eq!((seen.as_str(), service.as_deref()), (path, Some("called")));
-        range
+        [asked, order].map(Option::unwrap_or_default)
     };
-    assert_eq!(asked(OLD, None).await, None);
-    assert_eq!(asked(OLD, Some("^1.2")).await, None);
-    assert_eq!(asked("/shop.v3.Shop/Buy", None).await, None);
+    assert_eq!(asked(&channel, OLD, None).await, ["", ""]);
+    assert_eq!(asked(&channel, OLD, Some("^1.2")).await, ["^1.2", ""]);
+    let of_two = channel.clone().of_version("^2".parse().unwrap());
+    assert_eq!(asked(&of_two, OLD, None).await, ["^2", ""]);
+    assert_eq!(asked(&channel, "/shop.v3.Shop/Buy", None).await, ["", ""]);
     mesh.rule("[[rules]]\nto = [{ version = '>=2' }]\nfallback = ['^1']");
-    assert_eq!(asked(OLD, Some("^2")).await.as_deref(), Some(">=2;^1"));
+    assert_eq!(asked(&channel, OLD, Some("^2")).await, ["^2", ">=2;^1"]);
     mesh.rule("[[rules]]\nto = [{ version = '^3' }]\nfallback = ['^2', '^1']");
-    assert_eq!(asked(OLD, None).await.as_deref(), Some("^2;^1"), "nobody is in the first one");
-    mesh.rule("[[rules]]\nto = [{ version = '>=2' }]");
+    assert_eq!(asked(&channel, OLD, None).await, ["", "^2;^1"], "nobody is in the first one");
 
     // Who speaks it is preferred, unless the rules say otherwise.
+    mesh.rule("[[rules]]\nto = [{ version = '>=2' }]");
     let old = mesh.version("1.0.0", &["shop.v1"]).await;
     mesh.are(&[&new, &old, &bridge]);
     connected(&client, 2).await;
-    assert_eq!(asked(OLD, None).await.as_deref(), Some(">=2"));
+    assert_eq!(asked(&channel, OLD, None).await, ["", ">=2"]);
     mesh.rule("");
     ask(&channel, OLD, None).await.unwrap();
-    assert_eq!((old.asked(), bridge.asked()), (1, 7));
+    assert_eq!((old.asked(), bridge.asked()), (1, 8));
 
     // The bridge itself sends nothing to itself.
     let identity = mesh.authority.identity("version-bridge").await.unwrap();

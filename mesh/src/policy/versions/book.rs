@@ -13,19 +13,20 @@ use consulrs::api::kv::{
     common::KVPair,
     requests::{ReadKeyRequest, SetKeyRequest},
 };
+use futures::stream::{self, BoxStream};
 use serde::{Deserialize, Serialize};
 
 use super::VersionRules;
 use crate::{
     Error,
     config::Config,
-    consul::{Answer, Consul, Since},
+    consul::{Answer, Consul, Since, follow::Follow},
     files,
     identity::is_name,
 };
 
 /// The keys that hold the rules, one for each service.
-pub(super) const KEYS: &str = "omnibridge/versions/";
+const KEYS: &str = "omnibridge/versions/";
 /// The folder that holds them, under the data directory.
 const FOLDER: &str = "versions";
 /// How many revisions of a service's rules are kept, and how many bytes of them:
@@ -86,6 +87,9 @@ impl History {
     }
 }
 
+/// What is kept, by service, or why that can't be read.
+pub type Histories = BTreeMap<String, Result<History, String>>;
+
 /// The place where rules are kept.
 #[derive(Clone)]
 pub struct RuleBook {
@@ -115,11 +119,11 @@ impl RuleBook {
         Ok(Self { place })
     }
 
-    /// What is kept, by service. What can't be read is passed over and logged.
+    /// What is kept, by service, or why that can't be read.
     ///
     /// # Errors
     /// When the place can't be read.
-    pub async fn all(&self) -> Result<BTreeMap<String, History>, Error> {
+    pub async fn all(&self) -> Result<Histories, Error> {
         match &self.place {
             Place::Consul(consul) => {
                 Ok(histories(all_keys(consul.clone(), None).await?.value.unwrap_or_default()))
@@ -199,24 +203,41 @@ impl RuleBook {
         }
     }
 
-    pub(super) fn consul(&self) -> Option<&Arc<Consul>> {
+    /// What is kept, as it is set.
+    ///
+    /// # Errors
+    /// When the place can't be watched.
+    pub(super) fn follow(&self) -> Result<BoxStream<'static, Histories>, Error> {
         match &self.place {
-            Place::Consul(consul) => Some(consul),
-            Place::Folder(_) => None,
-        }
-    }
-
-    /// Tells when something may have been set; `None` where Consul tells.
-    pub(super) fn changes(&self) -> Result<Option<files::Changes>, Error> {
-        match &self.place {
-            Place::Consul(_) => Ok(None),
-            Place::Folder(folder) => files::watch(folder).map(Some),
+            Place::Consul(consul) => {
+                let consul = consul.clone();
+                let query = move |since| all_keys(consul.clone(), Some(since));
+                let follow = Follow::new(KEYS, query, |pairs: &Option<Vec<_>>| pairs.is_none());
+                Ok(Box::pin(stream::unfold(follow, async |mut follow| {
+                    let pairs = follow.next().await.unwrap_or_default();
+                    Some((histories(pairs), follow))
+                })))
+            }
+            Place::Folder(folder) => {
+                let watched = (folder.clone(), files::watch(folder)?, true);
+                Ok(Box::pin(stream::unfold(watched, async |(folder, mut changes, mut first)| {
+                    loop {
+                        if !std::mem::take(&mut first) {
+                            changes.changed().await;
+                        }
+                        match read_folder(&folder) {
+                            Ok(all) => return Some((all, (folder, changes, false))),
+                            Err(why) => tracing::warn!(%why, "the rules of versions stay"),
+                        }
+                    }
+                })))
+            }
         }
     }
 }
 
 /// The keys of all services, at once or after `since`.
-pub(super) async fn all_keys(
+async fn all_keys(
     consul: Arc<Consul>,
     since: Option<Since>,
 ) -> Result<Answer<Option<Vec<KVPair>>>, Error> {
@@ -230,16 +251,16 @@ pub(super) async fn all_keys(
 }
 
 /// What `pairs` hold, by service.
-pub(super) fn histories(pairs: Vec<KVPair>) -> BTreeMap<String, History> {
+fn histories(pairs: Vec<KVPair>) -> Histories {
     let named = pairs.into_iter().filter_map(|pair| {
         let service = pair.key.strip_prefix(KEYS).filter(|name| is_name(name))?.to_owned();
-        let history = decode(&service, &value(pair));
-        kept(service, history)
+        let history = decode(&service, &value(pair)).map_err(|why| why.to_string());
+        Some((service, history))
     });
     named.collect()
 }
 
-fn read_folder(folder: &Path) -> Result<BTreeMap<String, History>, Error> {
+fn read_folder(folder: &Path) -> Result<Histories, Error> {
     let mut all = BTreeMap::new();
     for entry in std::fs::read_dir(folder).map_err(Error::file(folder))? {
         let path = entry.map_err(Error::file(folder))?.path();
@@ -248,7 +269,7 @@ fn read_folder(folder: &Path) -> Result<BTreeMap<String, History>, Error> {
         let Some(service) = stem.filter(|name| is_json && is_name(name)) else { continue };
         // Gone since the folder was read is as if it had never been there.
         let Some(history) = read_file(&path).transpose() else { continue };
-        all.extend(kept(service.to_owned(), history));
+        all.insert(service.to_owned(), history.map_err(|why| why.to_string()));
     }
     Ok(all)
 }
@@ -259,16 +280,6 @@ fn readable(service: &str, history: Result<History, Error>) -> History {
         tracing::warn!(service, %why, "its history begins anew");
         History::default()
     })
-}
-
-fn kept(service: String, history: Result<History, Error>) -> Option<(String, History)> {
-    match history {
-        Ok(history) => Some((service, history)),
-        Err(why) => {
-            tracing::warn!(service, %why, "its rules of versions stay as they were");
-            None
-        }
-    }
 }
 
 fn file(folder: &Path, service: &str) -> PathBuf {

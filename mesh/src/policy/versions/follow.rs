@@ -1,16 +1,14 @@
 //! The rules of versions as they change.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
+use futures::StreamExt as _;
 use tokio::sync::watch;
 
-use super::{
-    History, RuleBook, Versions,
-    book::{KEYS, all_keys, histories},
-};
-use crate::{Error, config::Config, consul::follow::Follow};
+use super::{Histories, RuleBook, Versions};
+use crate::{Error, config::Config};
 
-/// How long the first rules wait for Consul.
+/// How long the first rules are waited for.
 const FIRST_RULES: Duration = Duration::from_secs(5);
 
 /// Watches the rules of all services. The first ones are there when this
@@ -22,68 +20,50 @@ const FIRST_RULES: Duration = Duration::from_secs(5);
 pub(in crate::policy) async fn follow(
     config: &Config,
 ) -> Result<watch::Receiver<Arc<Versions>>, Error> {
-    let book = RuleBook::open(config)?;
+    let mut histories = RuleBook::open(config)?.follow()?;
     let mut current = Current::default();
-    match (book.consul().cloned(), book.changes()?) {
-        (Some(consul), _) => {
-            let query = move |since| all_keys(consul.clone(), Some(since));
-            let mut keys = Follow::new(KEYS, query, |pairs: &Option<Vec<_>>| pairs.is_none());
-            match tokio::time::timeout(FIRST_RULES, keys.next()).await {
-                Ok(pairs) => current.take(histories(pairs.unwrap_or_default())),
-                Err(_) => tracing::warn!("consul told no rules of versions yet"),
-            }
-            let (sender, watched) = watch::channel(Arc::new(current.versions.clone()));
-            tokio::spawn(async move {
-                loop {
-                    tokio::select! {
-                        pairs = keys.next() => current.take(histories(pairs.unwrap_or_default())),
-                        () = sender.closed() => return,
-                    }
-                    current.tell(&sender);
-                }
-            });
-            Ok(watched)
-        }
-        (None, changes) => {
-            current.take(book.all().await?);
-            let (sender, watched) = watch::channel(Arc::new(current.versions.clone()));
-            tokio::spawn(async move {
-                let Some(mut changes) = changes else { return };
-                loop {
-                    tokio::select! {
-                        () = changes.changed() => {}
-                        () = sender.closed() => return,
-                    }
-                    match book.all().await {
-                        Ok(all) => current.take(all),
-                        Err(why) => tracing::warn!(%why, "the rules of versions stay as they were"),
-                    }
-                    current.tell(&sender);
-                }
-            });
-            Ok(watched)
-        }
+    match tokio::time::timeout(FIRST_RULES, histories.next()).await {
+        Ok(first) => current.take(first.unwrap_or_default()),
+        Err(_) => tracing::warn!("no rules of versions are told yet"),
     }
+    let (sender, watched) = watch::channel(Arc::new(current.versions.clone()));
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                Some(all) = histories.next() => current.take(all),
+                () = sender.closed() => return,
+            }
+            sender.send_if_modified(|now| {
+                let changed = **now != current.versions;
+                if changed {
+                    *now = Arc::new(current.versions.clone());
+                }
+                changed
+            });
+        }
+    });
+    Ok(watched)
 }
 
 /// What counts at the moment, and by which documents.
 #[derive(Default)]
 struct Current {
-    histories: BTreeMap<String, History>,
+    histories: Histories,
     versions: Versions,
 }
 
 impl Current {
-    /// Takes what is kept now. A service that isn't among it keeps what it has, for
-    /// what is kept may have become unreadable: rules are taken back by setting none.
-    fn take(&mut self, all: BTreeMap<String, History>) {
+    /// Takes what is kept now. A service that isn't among it keeps what it has:
+    /// rules are taken back by setting none.
+    fn take(&mut self, all: Histories) {
         for (service, history) in all {
             if self.histories.get(&service) == Some(&history) {
                 continue;
             }
-            match history.rules() {
+            let rules = history.as_ref().map_err(Clone::clone);
+            match rules.and_then(|history| history.rules()) {
                 Ok(rules) => {
-                    if let Some(now) = history.current() {
+                    if let Some(now) = history.as_ref().ok().and_then(|history| history.current()) {
                         tracing::info!(service, revision = now.number, by = now.by, "rules set");
                     }
                     self.versions.set(&service, rules);
@@ -94,15 +74,5 @@ impl Current {
             }
             self.histories.insert(service, history);
         }
-    }
-
-    fn tell(&self, sender: &watch::Sender<Arc<Versions>>) {
-        sender.send_if_modified(|now| {
-            let changed = **now != self.versions;
-            if changed {
-                *now = Arc::new(self.versions.clone());
-            }
-            changed
-        });
     }
 }

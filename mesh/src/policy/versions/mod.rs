@@ -32,7 +32,7 @@ use rand::Rng;
 use semver::VersionReq;
 use serde::Deserialize;
 
-pub use self::book::{History, Revision, RuleBook};
+pub use self::book::{Histories, History, Revision, RuleBook};
 pub(super) use self::follow::follow;
 use super::routes;
 use crate::identity::is_name;

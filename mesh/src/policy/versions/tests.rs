@@ -149,7 +149,7 @@ async fn rules_count_at_once_and_keep_their_history() {
         let history = book.history("shop").await.unwrap();
         let told = history.revisions.iter().map(|r| (r.number, r.by.as_str(), r.rules.as_str()));
         assert_eq!(told.collect::<Vec<_>>(), [(1, "ann", ONE), (2, "bob", TWO)]);
-        assert_eq!(book.all().await.unwrap(), BTreeMap::from([("shop".to_owned(), history)]));
+        assert_eq!(book.all().await.unwrap(), BTreeMap::from([("shop".to_owned(), Ok(history))]));
 
         book.set("shop", "ann", "").await.unwrap();
         until(&mut watched, "").await;
