@@ -15,6 +15,11 @@ pub mod omnibridge {
             tonic::include_proto!("omnibridge.common.v1");
         }
     }
+    pub mod coordinator {
+        pub mod v1 {
+            tonic::include_proto!("omnibridge.coordinator.v1");
+        }
+    }
     pub mod events {
         pub mod v1 {
             tonic::include_proto!("omnibridge.events.v1");
@@ -32,7 +37,7 @@ pub mod omnibridge {
     }
 }
 
-pub use omnibridge::{audit, common, events, hooks, lifecycle};
+pub use omnibridge::{audit, common, coordinator, events, hooks, lifecycle};
 
 /// The encoded `google.protobuf.FileDescriptorSet` of all of it, for
 /// reflection and for JSON.

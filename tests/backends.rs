@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod alerts;
+mod children;
 #[allow(dead_code, unused_imports, reason = "each target runs the tests that fit it")]
 mod fleet;
 mod secure_kafka;
@@ -13,6 +14,10 @@ mod versions;
 
 mod real {
     crate::suite::on!(tests::Layout::Real);
+}
+
+mod real_processes {
+    crate::children::on!(tests::Layout::RealProcesses);
 }
 
 mod real_consul {

@@ -1,5 +1,6 @@
 //! The command line, and the help that teaches it.
 
+mod coordinator;
 mod events;
 mod versions;
 
@@ -7,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
-pub(crate) use self::{events::*, versions::*};
+pub(crate) use self::{coordinator::*, events::*, versions::*};
 
 const EXAMPLES: &str = "\
 Try it:
@@ -44,10 +45,20 @@ pub(crate) struct Common {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run every service in this process, with a demo source to try
+    /// Run every service, with a demo source to try
     Up(Up),
     /// Run some services in this process
     Serve(Serve),
+    /// Show in which order everything starts
+    Plan(Plan),
+    /// Show how everything is, and why
+    Status(Status),
+    /// Replace the instances of a service, one after the other
+    Restart(OfUnit),
+    /// End all instances of a service
+    Drain(OfUnit),
+    /// Have a number of instances of a service
+    Scale(Scale),
     /// Show the instances that are registered, and whether they are healthy
     Services(Services),
     /// Show which versions of each service are there, and the packages they speak
@@ -75,8 +86,17 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Services start in the order that `omni plan` shows, and `omni status` tells how they are.
+What fails is tried again, and what depends on it waits or goes on without it. Ctrl-C drains
+all of them in reverse; a second one ends them at once."
+)]
 pub(crate) struct Up {
-    /// The admin port: /readyz, /metrics, gRPC health [default: 9000]
+    /// Run each service in a process of its own: one that crashes takes no other down,
+    /// and is started again
+    #[arg(long)]
+    pub(crate) processes: bool,
+    /// The admin port: /readyz, /metrics, gRPC health [default: 9000; with --processes 9006]
     #[arg(long, value_name = "PORT")]
     pub(crate) admin_port: Option<u16>,
 }
@@ -85,9 +105,13 @@ pub(crate) struct Up {
 #[command(after_help = "Several processes on one data directory, or on one Consul, are one mesh:
   omni serve gateway & omni serve hook-receiver & omni serve audit &")]
 pub(crate) struct Serve {
-    /// The services: gateway, hook-receiver, audit, version-bridge
+    /// The services: gateway, hook-receiver, audit, version-bridge, service-coordinator
+
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,
+    /// Drain when standard input ends
+    #[arg(long, hide = true)]
+    pub(crate) with_parent: bool,
     /// The admin port [default: the first service's port + 1000]
     #[arg(long, value_name = "PORT")]
     pub(crate) admin_port: Option<u16>,

@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
-use mesh::service::Service;
+use anyhow::bail;
+use mesh::{
+    config::Config,
+    service::{Descriptor, Service},
+};
+use service_coordinator::{ServiceCoordinator, plan::Plan, supervisor::Control};
 
-/// The services, in the order they are shown.
-pub(crate) fn all() -> Vec<Arc<dyn Service>> {
+/// The services that stand alone.
+fn services() -> Vec<Arc<dyn Service>> {
     vec![
         Arc::new(hook_receiver::HookReceiver),
         Arc::new(audit::Audit),
@@ -14,14 +19,42 @@ pub(crate) fn all() -> Vec<Arc<dyn Service>> {
     ]
 }
 
+/// All services; the coordinator tells of `plan`, and has what `control` runs do as
+/// it is told.
+pub(crate) fn all(plan: Arc<Plan>, control: Control) -> Vec<Arc<dyn Service>> {
+    let mut all = services();
+    all.push(Arc::new(ServiceCoordinator::new(plan, control)));
+    all
+}
+
 /// The sections of the configuration that belong to services.
 pub(crate) const SECTIONS: [&str; 1] = ["hooks"];
 
+/// What all services are.
+pub(crate) fn descriptors() -> Vec<Descriptor> {
+    let mut all: Vec<Descriptor> = services().iter().map(|s| s.descriptor()).collect();
+    all.push(ServiceCoordinator::descriptor());
+    all
+}
+
+/// In which order all services start, and the backends of `config` before them.
+///
+/// # Errors
+/// All that is wrong with what they declare.
+pub(crate) fn plan(config: &Config) -> anyhow::Result<Plan> {
+    match Plan::of(service_coordinator::units(&descriptors(), config)) {
+        Ok(plan) => Ok(plan),
+        Err(flaws) => {
+            let flaws: Vec<String> = flaws.iter().map(|flaw| format!("\n  {flaw}")).collect();
+            bail!("there is no order in which the services can start:{}", flaws.concat())
+        }
+    }
+}
+
 /// Whom services call, as (caller, called): what they declare.
 pub(crate) fn dependencies() -> Vec<(String, String)> {
-    let descriptors = all().into_iter().map(|service| service.descriptor());
-    let pairs = descriptors.flat_map(|descriptor| {
-        descriptor.dependencies.iter().map(move |called| (descriptor.name, *called))
+    let pairs = descriptors().into_iter().flat_map(|descriptor| {
+        descriptor.called().map(move |called| (descriptor.name.to_owned(), called.to_owned()))
     });
-    pairs.map(|(caller, called)| (caller.to_owned(), called.to_owned())).collect()
+    pairs.collect()
 }

@@ -1,12 +1,19 @@
 //! Running services in this process, for `up` and `serve`.
 
-use std::{io::Write as _, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write as _,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+};
 
-use anyhow::Context as _;
-use mesh::{
-    config::Config,
-    service::{Process, Progress, Service, Stage},
-    telemetry::Telemetry,
+use anyhow::bail;
+use mesh::{config::Config, telemetry::Telemetry};
+use service_coordinator::{
+    Supervisor,
+    runner::{Children, Local, Processes, Retries},
+    supervisor::{Runner, Status},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -16,53 +23,109 @@ use crate::{
     catalogue, config,
 };
 
+/// How all units are, by name.
+pub(crate) type Statuses = BTreeMap<String, Status>;
+
 /// `omni serve`.
 pub(crate) async fn serve(common: &Common, args: &Serve) -> anyhow::Result<()> {
-    let all = catalogue::all();
-    let services = args
-        .names
-        .iter()
-        .map(|name| {
-            let found = all.iter().find(|service| service.descriptor().name == name).cloned();
-            found.with_context(|| {
-                let names: Vec<&str> = all.iter().map(|s| s.descriptor().name).collect();
-                format!("there is no service `{name}`; there are {}", names.join(", "))
-            })
-        })
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let all: BTreeSet<String> =
+        catalogue::descriptors().into_iter().map(|d| d.name.to_owned()).collect();
+    let names: BTreeSet<String> = args.names.iter().cloned().collect();
+    if let Some(name) = names.iter().find(|name| !all.contains(*name)) {
+        let all: Vec<String> = all.into_iter().collect();
+        bail!("there is no service `{name}`; there are {}", all.join(", "));
+    }
     let config = config::load(common, &[])?;
     let admin_port = args.admin_port.unwrap_or_else(|| config.admin_port(&args.names[0]));
-    let progress: Progress = Arc::new(|name, stage| {
-        if let Stage::Ready(address) = stage {
-            // A reader that is gone doesn't stop the services.
-            let _ = writeln!(std::io::stdout(), "{name} is ready at {address}");
+    let stop = stop_signal()?;
+    if args.with_parent {
+        until_input_ends(stop.clone());
+    }
+    let mut told = BTreeSet::new();
+    let shown = |statuses: &Statuses, _| {
+        for (name, status) in statuses.iter().filter(|(_, status)| status.state.is_healthy()) {
+            if told.insert(name.clone()) {
+                // A reader that is gone doesn't stop the services.
+                let _ = writeln!(std::io::stdout(), "{name} is ready at {}", status.notes.concat());
+            }
         }
-    });
-    run(config, services, admin_port, progress, |_| Ok(())).await
+    };
+    let place = Place::Here { names: Some(&names), retries: Retries::Nothing };
+    run(config, place, admin_port, stop, shown).await
 }
 
-/// Runs `services` until SIGTERM or Ctrl-C, then drains them; a second signal
-/// ends the process at once. `started` is called when the backends are open.
+/// Where services run.
+pub(crate) enum Place<'n> {
+    /// In this process: those of these names, or all.
+    Here {
+        /// Which.
+        names: Option<&'n BTreeSet<String>>,
+        /// What is tried again.
+        retries: Retries,
+    },
+    /// All, in processes of their own.
+    Processes(Children),
+}
+
+/// Runs services until `stop`, then drains them. `shown` is called with how they are
+/// and the address of the admin port, whenever that changes.
 pub(crate) async fn run(
     config: Config,
-    services: Vec<Arc<dyn Service>>,
+    place: Place<'_>,
     admin_port: u16,
-    progress: Progress,
-    started: impl FnOnce(&Process) -> anyhow::Result<()>,
+    stop: CancellationToken,
+    mut shown: impl FnMut(&Statuses, Option<SocketAddr>),
 ) -> anyhow::Result<()> {
+    let whole = Arc::new(catalogue::plan(&config)?);
+    let (plan, retries) = match &place {
+        Place::Here { names: Some(names), retries } => (Arc::new(whole.only(names)), *retries),
+        Place::Here { names: None, retries } => (whole.clone(), *retries),
+        Place::Processes(_) => (whole.clone(), Retries::Passing),
+    };
     let telemetry = Telemetry::start(&config)?;
-    let stop = stop_signal()?;
-    let dependencies = catalogue::dependencies();
-    let process = Process::start(Arc::new(config), telemetry, &dependencies, admin_port).await?;
-    let process = Arc::new(process);
-    started(&process)?;
-    let outcome = process.run(services, progress, stop).await;
-    process.stop().await;
+    let supervisor = Supervisor::new(plan);
+    let services = catalogue::all(whole, supervisor.control());
+    let declared = catalogue::dependencies();
+    let local = Local::new(Arc::new(config), telemetry, services, declared, admin_port, retries);
+    let local = Arc::new(local);
+    let runner: Arc<dyn Runner> = match place {
+        Place::Here { .. } => local.clone(),
+        Place::Processes(children) => Arc::new(Processes { local: local.clone(), children }),
+    };
+    let mut statuses = supervisor.control().statuses();
+    let outcome = {
+        let mut running = pin!(supervisor.run(runner, stop));
+        loop {
+            let ended = tokio::select! {
+                ended = &mut running => Some(ended),
+                // The one who tells is the one who runs.
+                _ = statuses.changed() => None,
+            };
+            shown(&statuses.borrow_and_update(), local.admin_address());
+            if let Some(ended) = ended {
+                break ended;
+            }
+        }
+    };
+    if let Some(local) = Arc::into_inner(local) {
+        local.stop().await;
+    }
     Ok(outcome?)
 }
 
-/// Cancelled at the first SIGTERM or Ctrl-C.
-fn stop_signal() -> anyhow::Result<CancellationToken> {
+/// Cancels `stop` when standard input ends, as it does when the parent dies that holds
+/// the other end.
+fn until_input_ends(stop: CancellationToken) {
+    // Reading can't be given up, and a task that reads would hold up the end.
+    std::thread::spawn(move || {
+        // However it ends, nobody is there any more.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        stop.cancel();
+    });
+}
+
+/// Cancelled at the first SIGTERM or Ctrl-C; a second one ends the process at once.
+pub(crate) fn stop_signal() -> anyhow::Result<CancellationToken> {
     let stop = CancellationToken::new();
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let first = stop.clone();

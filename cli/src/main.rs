@@ -6,12 +6,14 @@ mod call;
 mod catalogue;
 mod certs;
 mod config;
+mod coordinator;
 mod events;
 mod hook;
 mod host;
 mod input;
 mod operator;
 mod output;
+mod plan;
 mod routes;
 mod services;
 mod up;
@@ -51,6 +53,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
             output::log_warnings();
             match command {
                 Command::Up(_) | Command::Serve(_) => Ok(()),
+                Command::Plan(args) => plan::run(&common, &args),
+                Command::Status(args) => coordinator::status(&common, &args).await,
+                Command::Restart(args) => coordinator::restart(&common, &args).await,
+                Command::Drain(args) => coordinator::drain(&common, &args).await,
+                Command::Scale(args) => coordinator::scale(&common, &args).await,
                 Command::Services(args) => services::run(&common, &args).await,
                 Command::Versions(args) => versions::run(&common, &args).await,
                 Command::Routes(command) => routes::run(&common, &command).await,

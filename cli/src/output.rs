@@ -84,10 +84,28 @@ impl Table {
         self.table.add_row(cells);
     }
 
+    /// Prints it, row by row.
     pub(crate) fn print(self) -> anyhow::Result<()> {
         for row in self.table.lines() {
             line(row.trim_end())?;
         }
         Ok(())
+    }
+}
+
+/// A table that is shown again and again in the same place of a terminal.
+#[derive(Default)]
+pub(crate) struct Live {
+    rows: usize,
+}
+
+impl Live {
+    /// Shows `table` in the place of the one before.
+    pub(crate) fn show(&mut self, table: Table) -> anyhow::Result<()> {
+        let rows: Vec<String> = table.table.lines().map(|row| row.trim_end().to_owned()).collect();
+        // Up to the first row of the one before, and everything from there cleared.
+        let up = if self.rows == 0 { String::new() } else { format!("\x1b[{}A\x1b[J", self.rows) };
+        self.rows = rows.len();
+        line(&format!("{up}{}", rows.join("\n")))
     }
 }

@@ -1,19 +1,33 @@
-//! `omni up`: everything in one process, with something to try.
+//! `omni up`: everything, with something to try.
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    ffi::OsString,
+    io::Write as _,
+    net::{SocketAddr, TcpListener},
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    pin::pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use mesh::{config::Config, files, identity::dev, service::Stage};
+use mesh::{
+    config::{Config, variable},
+    files,
+    identity::dev,
+    service::{Descriptor, HTTP},
+};
+use service_coordinator::{
+    runner::{Children, Retries},
+    supervisor::{State, Status},
+};
 
 use crate::{
     args::{Common, Up},
-    catalogue, certs, config, host,
+    catalogue, certs, config,
+    host::{self, Place, Statuses},
     output::line,
 };
 
@@ -23,11 +37,15 @@ const DEMO: &str = "demo";
 /// Runs everything until it is told to stop.
 pub(crate) async fn run(common: &Common, args: &Up) -> anyhow::Result<()> {
     let begun = Instant::now();
-    let config = with_demo(common)?;
-    let admin_port = args.admin_port.unwrap_or_else(|| config.admin_port("gateway"));
-    let services = catalogue::all();
-    let shown = Arc::new(Shown::new(&config, services.len(), begun));
-    let (for_progress, for_admin) = (shown.clone(), shown);
+    let (config, demo) = with_demo(common)?;
+    // Of whoever has one in this process.
+    let whose = if args.processes { service_coordinator::NAME } else { "gateway" };
+    let admin_port = args.admin_port.unwrap_or_else(|| config.admin_port(whose));
+    let place = match args.processes {
+        true => Place::Processes(children(common, &config, demo)?),
+        false => Place::Here { names: None, retries: Retries::Passing },
+    };
+    let mut shown = Shown::new(&config, begun);
     let data = config.data.clone();
     let authority = config.identity.starts_with("dev:").then(|| dev::DevAuthority::open(&config));
     let authority = authority.transpose()?;
@@ -39,17 +57,11 @@ pub(crate) async fn run(common: &Common, args: &Up) -> anyhow::Result<()> {
             None => std::future::pending().await,
         }
     };
-    let services = host::run(
-        config,
-        services,
-        admin_port,
-        Arc::new(move |name, stage| for_progress.stage(name, stage)),
-        |process| {
-            for_admin.admin(process.admin_address());
-            Ok(())
-        },
-    );
-    tokio::pin!(services);
+    let stop = host::stop_signal()?;
+    let services = host::run(config, place, admin_port, stop, |statuses, admin| {
+        shown.show(statuses, admin);
+    });
+    let mut services = pin!(services);
     tokio::select! {
         // It is polled first, so that the certificate is there before all is up.
         biased;
@@ -63,97 +75,140 @@ pub(crate) async fn run(common: &Common, args: &Up) -> anyhow::Result<()> {
     }
 }
 
-/// The configuration, with a source `demo` unless there is one.
-fn with_demo(common: &Common) -> anyhow::Result<Config> {
+/// How services are started in processes of their own, with the settings `demo` too.
+fn children(
+    common: &Common,
+    config: &Config,
+    demo: Vec<(String, String)>,
+) -> anyhow::Result<Children> {
+    let mut arguments: Vec<OsString> = Vec::new();
+    for (flag, path) in [("--data", &common.data), ("--config", &common.config)] {
+        if let Some(path) = path {
+            arguments.extend([flag.into(), path.into()]);
+        }
+    }
+    let mut doors = BTreeMap::new();
+    for Descriptor { name, capabilities, .. } in catalogue::descriptors() {
+        if capabilities.contains(&HTTP) {
+            let address = (config.bind, config.port(name));
+            let door = TcpListener::bind(address);
+            let door = door.with_context(|| {
+                let setting = format!("services.{name}.port");
+                format!("{name} can't listen on port {}; set `{setting}` to another", address.1)
+            })?;
+            doors.insert(name.to_owned(), door);
+        }
+    }
+    Ok(Children {
+        program: std::env::current_exe().context("the program's own path")?,
+        arguments,
+        environment: demo.into_iter().map(|(key, value)| (variable(&key), value)).collect(),
+        drain_timeout: config.drain_timeout,
+        doors,
+        told: Arc::new(|service, number, line| {
+            // A terminal that is gone doesn't stop the services.
+            let _ = writeln!(std::io::stderr(), "{service}-{number} | {line}");
+        }),
+    })
+}
+
+/// The configuration, with a source `demo` unless there is one; and the settings that
+/// were added for that.
+fn with_demo(common: &Common) -> anyhow::Result<(Config, Vec<(String, String)>)> {
     let config = config::load(common, &[])?;
     let key = format!("hooks.sources.{DEMO}.");
     if config.effective().iter().any(|setting| setting.key.starts_with(&key)) {
-        return Ok(config);
+        return Ok((config, vec![]));
     }
     let file = config.data.join("hooks").join(format!("{DEMO}.secret"));
     if !file.exists() {
         files::make_folder(&config.data.join("hooks"))?;
         files::replace(&file, hex::encode(rand::random::<[u8; 32]>()).as_bytes())?;
     }
-    let (scheme, secret) = (format!("{key}scheme"), format!("{key}secret_file"));
-    let flags =
-        [(scheme.as_str(), "github".to_owned()), (secret.as_str(), file.display().to_string())];
-    config::load(common, &flags)
+    let demo = vec![
+        (format!("{key}scheme"), "github".to_owned()),
+        (format!("{key}secret_file"), file.display().to_string()),
+    ];
+    let flags: Vec<_> = demo.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+    Ok((config::load(common, &flags)?, demo))
 }
 
 /// What is shown while services start, and when all are ready.
 struct Shown {
     bars: MultiProgress,
-    services: usize,
+    /// Of those that aren't healthy yet.
+    waiting: BTreeMap<String, ProgressBar>,
     begun: Instant,
     data: std::path::PathBuf,
     dev_identity: bool,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    bars: BTreeMap<String, ProgressBar>,
-    ready: BTreeMap<String, SocketAddr>,
-    admin: Option<SocketAddr>,
+    is_up: bool,
 }
 
 impl Shown {
-    fn new(config: &Config, services: usize, begun: Instant) -> Self {
+    fn new(config: &Config, begun: Instant) -> Self {
         Self {
             bars: MultiProgress::new(),
-            services,
+            waiting: BTreeMap::new(),
             begun,
             data: config.data.clone(),
             dev_identity: config.identity.starts_with("dev:"),
-            state: Mutex::default(),
+            is_up: false,
         }
     }
 
-    fn admin(&self, address: SocketAddr) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).admin = Some(address);
+    fn show(&mut self, statuses: &Statuses, admin: Option<SocketAddr>) {
+        // A terminal that is gone doesn't stop the services.
+        if statuses.values().all(|status| status.state == State::Stopped) {
+            let _ = line("stopped");
+        } else if !self.is_up {
+            for (name, status) in statuses {
+                self.progress(name, status);
+            }
+            if statuses.values().all(|status| status.state.is_healthy()) {
+                self.is_up = true;
+                let _ = self.summary(statuses, admin);
+            }
+        }
     }
 
-    fn stage(&self, name: &str, stage: Stage) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match stage {
-            Stage::Starting => {
-                let style = ProgressStyle::with_template("{spinner} {prefix:14} {msg}");
-                let bar = self.bars.add(ProgressBar::new_spinner());
-                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-                bar.set_prefix(name.to_owned());
-                bar.set_message("starting");
-                bar.enable_steady_tick(Duration::from_millis(100));
-                state.bars.insert(name.to_owned(), bar);
-            }
-            Stage::Ready(address) => {
-                if let Some(bar) = state.bars.remove(name) {
+    fn progress(&mut self, name: &str, status: &Status) {
+        let doing = match status.state {
+            State::Waiting if status.reason.is_empty() => return,
+            State::Waiting => status.reason.clone(),
+            State::Starting => "starting".to_owned(),
+            State::Failed => format!("failed, and is tried again: {}", status.reason),
+            State::CrashLooping => status.reason.clone(),
+            State::Ready | State::Degraded | State::Draining | State::Stopped => {
+                if let Some(bar) = self.waiting.remove(name) {
                     bar.finish_and_clear();
                 }
-                state.ready.insert(name.to_owned(), address);
-                if state.ready.len() == self.services {
-                    // A terminal that is gone doesn't stop the services.
-                    let _ = self.summary(&state);
-                }
+                return;
             }
-            Stage::Draining => {}
-            Stage::Stopped => {
-                state.ready.remove(name);
-                if state.ready.is_empty() {
-                    let _ = line("stopped");
-                }
-            }
-        }
+        };
+        let bar = self.waiting.entry(name.to_owned()).or_insert_with(|| {
+            let style = ProgressStyle::with_template("{spinner} {prefix:19} {msg}");
+            let bar = self.bars.add(ProgressBar::new_spinner());
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            bar.set_prefix(name.to_owned());
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        });
+        bar.set_message(doing);
     }
 
-    fn summary(&self, state: &State) -> anyhow::Result<()> {
+    fn summary(&self, statuses: &Statuses, admin: Option<SocketAddr>) -> anyhow::Result<()> {
         line(&format!("OmniBridge is up, all healthy after {:.2?}\n", self.begun.elapsed()))?;
-        for (name, address) in &state.ready {
+        // A backend has no address of ours.
+        for (name, status) in statuses.iter().filter(|(_, status)| status.notes.concat() != "") {
             let scheme = if name == "gateway" { "http" } else { "grpc, mTLS" };
-            line(&format!("  {name:14} {address}  ({scheme})"))?;
+            let degraded = match status.state {
+                State::Degraded => format!(", {}", status.reason),
+                _ => String::new(),
+            };
+            line(&format!("  {name:19} {}  ({scheme}{degraded})", status.notes.join(", ")))?;
         }
-        if let Some(admin) = state.admin {
-            line(&format!("  {:14} {admin}  (/readyz, /metrics)", "admin"))?;
+        if let Some(admin) = admin {
+            line(&format!("  {:19} {admin}  (/readyz, /metrics)", "admin"))?;
         }
         let data = if self.data == Path::new(".omni") {
             String::new()
@@ -168,15 +223,16 @@ impl Shown {
              \x20 {}\n\n\
              Ctrl-C stops it.",
             self.data.join("hooks").join(format!("{DEMO}.secret")).display(),
-            self.call(state, &data),
+            self.call(statuses, &data),
         ))
     }
 
     /// A call to try: by grpcurl where its certificate lies in files, else by
     /// `omni call`.
-    fn call(&self, state: &State, data: &str) -> String {
+    fn call(&self, statuses: &Statuses, data: &str) -> String {
         let method = "omnibridge.hooks.v1.HookReceiver/ListHooks";
-        match state.ready.get("hook-receiver").filter(|_| self.dev_identity) {
+        let address = statuses.get("hook-receiver").and_then(|status| status.notes.first());
+        match address.filter(|_| self.dev_identity) {
             Some(address) => {
                 let folder = self.data.join(certs::OPERATOR);
                 let folder = folder.display();

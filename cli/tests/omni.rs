@@ -35,7 +35,10 @@ fn wrong_usage_exits_with_2_and_a_failure_with_1() {
     let unknown = omni(&["serve", "nobody"]);
     assert_eq!(unknown.status.code(), Some(1));
     let said = text(&unknown.stderr);
-    assert!(said.contains("there is no service `nobody`; there are hook-receiver"), "{said}");
+    assert!(
+        said.contains("there is no service `nobody`; there are audit, gateway, hook-receiver"),
+        "{said}"
+    );
 }
 
 #[test]

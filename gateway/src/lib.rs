@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use api::hooks::v1::hook_receiver_client::HookReceiverClient;
 use async_trait::async_trait;
-use mesh::service::{Context, Descriptor, Service, Surface};
+use mesh::service::{Context, Descriptor, HTTP, Phase, Service, Surface};
 
 use self::{body::Bodies, source::Sources, webhook::Webhooks};
 
@@ -35,9 +35,11 @@ impl Service for Gateway {
         Descriptor {
             name: "gateway",
             version: env!("CARGO_PKG_VERSION"),
+            phase: Phase::Services,
             dependencies: &[HOOK_RECEIVER],
+            optional: &[],
             grpc_services: &[],
-            capabilities: &["http"],
+            capabilities: &[HTTP],
             migrations: None,
             bodies: None,
         }

@@ -183,6 +183,10 @@ fn translate(reason: Reason) -> (StatusCode, &'static str) {
         Reason::Draining => {
             (StatusCode::SERVICE_UNAVAILABLE, "this instance is stopping; send it again")
         }
+        Reason::NotPossible => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "it can't be stored as things are; nothing was stored, send it again later",
+        ),
         Reason::VersionUnavailable => (
             StatusCode::SERVICE_UNAVAILABLE,
             "no version that could store it is there; nothing was stored, send it again",

@@ -5,13 +5,13 @@ use std::time::Duration;
 use rand::Rng as _;
 
 /// Between half of `pause` and all of it: many who wait don't come back as one.
-pub(crate) fn jittered(pause: Duration) -> Duration {
+pub fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(rand::rng().random_range(0.5..=1.0))
 }
 
 /// The pause after the failure that follows `failures` others: `first`, doubled
 /// each time up to `longest`, and jittered.
-pub(crate) fn pause(failures: u32, first: Duration, longest: Duration) -> Duration {
+pub fn pause(failures: u32, first: Duration, longest: Duration) -> Duration {
     jittered(first.saturating_mul(2u32.saturating_pow(failures)).min(longest))
 }
 

@@ -23,11 +23,14 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use self::{environment::environment, layer::Layer};
-pub use self::{layer::Effective, limits::LimitsConfig};
+pub use self::{environment::variable, layer::Effective, limits::LimitsConfig};
 use crate::Error;
 
 /// The built-in defaults, in the form of `omni.toml`.
 pub const DEFAULTS: &str = include_str!("defaults.toml");
+
+/// How long an instance may take to be healthy, unless it is set.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The configuration of one process, valid ever after it was loaded.
 #[derive(Clone, Debug, Deserialize)]
@@ -183,6 +186,10 @@ pub struct ServiceConfig {
     /// Its instances' share of the calls, against those of other weights; 1
     /// unless set.
     pub weight: Option<NonZeroU16>,
+    /// How long an instance may take to be healthy, before whoever starts it tries
+    /// again; 30 s unless set.
+    #[serde(default, with = "humantime_serde")]
+    pub start_timeout: Option<Duration>,
 }
 
 impl Config {
@@ -330,6 +337,11 @@ impl Config {
     /// The weight of `service`'s instances in this process.
     pub fn weight(&self, service: &str) -> NonZeroU16 {
         self.services.get(service).and_then(|s| s.weight).unwrap_or(NonZeroU16::MIN)
+    }
+
+    /// How long an instance of `service` may take to be healthy.
+    pub fn start_timeout(&self, service: &str) -> Duration {
+        self.services.get(service).and_then(|s| s.start_timeout).unwrap_or(START_TIMEOUT)
     }
 
     /// The admin port that `service` is to bind in a process of its own.

@@ -6,7 +6,7 @@
 //! [`client`], [`server`], [`events`], [`store`], [`telemetry`], [`service`].
 //! [`consul`] is what the Consul side of identity, registry and policy share.
 
-mod backoff;
+pub mod backoff;
 pub mod call;
 pub mod client;
 pub mod config;

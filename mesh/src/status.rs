@@ -35,6 +35,8 @@ pub enum Reason {
     Draining,
     /// No instance speaks the asked version, and nothing converts to it.
     VersionUnavailable,
+    /// It can't be done as things are.
+    NotPossible,
     /// The time the caller gave is over.
     DeadlineExceeded,
     /// A defect.
@@ -42,7 +44,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::InvalidRequest,
         Self::NotFound,
         Self::Denied,
@@ -53,6 +55,7 @@ impl Reason {
         Self::CircuitOpen,
         Self::Draining,
         Self::VersionUnavailable,
+        Self::NotPossible,
         Self::DeadlineExceeded,
         Self::Internal,
     ];
@@ -70,6 +73,7 @@ impl Reason {
             Self::CircuitOpen => "CIRCUIT_OPEN",
             Self::Draining => "DRAINING",
             Self::VersionUnavailable => "VERSION_UNAVAILABLE",
+            Self::NotPossible => "NOT_POSSIBLE",
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::Internal => "INTERNAL",
         }
@@ -90,7 +94,7 @@ impl Reason {
             Self::StorageUnavailable | Self::NoInstance | Self::CircuitOpen | Self::Draining => {
                 Code::Unavailable
             }
-            Self::VersionUnavailable => Code::FailedPrecondition,
+            Self::VersionUnavailable | Self::NotPossible => Code::FailedPrecondition,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
             Self::Internal => Code::Internal,
         }

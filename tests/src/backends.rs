@@ -51,12 +51,14 @@ impl Backends {
     pub async fn start(layout: Layout, data: &Path) -> Self {
         let data = data.to_owned();
         match layout {
-            Layout::Up | Layout::Serve => Self::Embedded { data, held: Default::default() },
+            Layout::Up | Layout::Serve | Layout::Processes => {
+                Self::Embedded { data, held: Default::default() }
+            }
             Layout::Fakes => {
                 let consul = Box::new(FakeConsul::start().await);
                 Self::Fakes { data, consul, kafka: MockKafka::start() }
             }
-            Layout::Real => {
+            Layout::Real | Layout::RealProcesses => {
                 let names = [
                     "OMNI_REGISTRY",
                     "OMNI_IDENTITY",

@@ -106,6 +106,8 @@ impl Fleet {
             ("OMNI_SERVICES__HOOK_RECEIVER__PORT", "0"),
             ("OMNI_SERVICES__HOOK_RECEIVER__ADMIN_PORT", "0"),
             ("OMNI_SERVICES__AUDIT__ADMIN_PORT", "0"),
+            ("OMNI_SERVICES__SERVICE_COORDINATOR__PORT", "0"),
+            ("OMNI_SERVICES__SERVICE_COORDINATOR__ADMIN_PORT", "0"),
             ("OMNI_SERVICES__VERSION_BRIDGE__PORT", "0"),
             ("OMNI_SERVICES__VERSION_BRIDGE__ADMIN_PORT", "0"),
         ]

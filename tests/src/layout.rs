@@ -12,13 +12,17 @@ pub enum Layout {
     /// Three processes on the real Consul, Kafka, PostgreSQL and Jaeger that
     /// the environment names.
     Real,
+    /// `omni up --processes`: a process for each service, on one data directory.
+    Processes,
+    /// As [`Layout::Processes`], on the backends of [`Layout::Real`].
+    RealProcesses,
 }
 
 impl Layout {
     /// The processes, by the services each one runs.
     pub fn processes(self) -> &'static [&'static str] {
         match self {
-            Self::Up => &["up"],
+            Self::Up | Self::Processes | Self::RealProcesses => &["up"],
             Self::Serve | Self::Fakes | Self::Real => &["hook-receiver", "audit", "gateway"],
         }
     }
@@ -26,7 +30,7 @@ impl Layout {
     /// The process that runs `service`.
     pub fn process_of(self, service: &'static str) -> &'static str {
         match self {
-            Self::Up => "up",
+            Self::Up | Self::Processes | Self::RealProcesses => "up",
             Self::Serve | Self::Fakes | Self::Real => service,
         }
     }

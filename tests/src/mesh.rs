@@ -22,7 +22,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     Layout,
     backends::Backends,
-    process::{self, Process},
+    process::{self, Offspring, Process},
     traces::Traces,
     until,
 };
@@ -109,6 +109,8 @@ impl Mesh {
             ("OMNI_SERVICES__HOOK_RECEIVER__ADMIN_PORT", "0"),
             ("OMNI_SERVICES__AUDIT__PORT", "0"),
             ("OMNI_SERVICES__AUDIT__ADMIN_PORT", "0"),
+            ("OMNI_SERVICES__SERVICE_COORDINATOR__PORT", "0"),
+            ("OMNI_SERVICES__SERVICE_COORDINATOR__ADMIN_PORT", "0"),
             ("OMNI_SERVICES__VERSION_BRIDGE__PORT", "0"),
             ("OMNI_SERVICES__VERSION_BRIDGE__ADMIN_PORT", "0"),
             ("OMNI_HOOKS__SOURCES__DEMO__SCHEME", "github"),
@@ -149,6 +151,9 @@ impl Mesh {
         let mut command = self.command();
         if name == "up" {
             command.args(["up", "--admin-port", "0"]);
+            if matches!(self.layout, Layout::Processes | Layout::RealProcesses) {
+                command.arg("--processes");
+            }
         } else {
             command.args(["serve", name]);
         }
@@ -185,6 +190,15 @@ impl Mesh {
         let policy = mesh::policy::policy(&config, &[]).await.expect("there is one");
         let client = Client::new(identity, registry, policy, Default::default());
         client.channel(service).await.expect("the registry can be watched")
+    }
+
+    /// The processes that the one that runs `service` started.
+    ///
+    /// # Panics
+    /// When it doesn't run.
+    pub fn children(&self, service: &'static str) -> Vec<Offspring> {
+        let processes = self.processes.lock().expect("no test panics here");
+        processes[self.layout.process_of(service)].children()
     }
 
     /// Lets the process that runs `service` write no file beyond `bytes`; `None` lets
@@ -374,6 +388,20 @@ impl Mesh {
         body: &[u8],
         more: &[(&str, &str)],
     ) -> Answer {
+        self.try_post_to(gateway, delivery, body, more).await.expect("the gateway answers")
+    }
+
+    /// As [`Mesh::post_to`], to a gateway that may not be there.
+    ///
+    /// # Errors
+    /// When it doesn't answer, and why.
+    pub async fn try_post_to(
+        &self,
+        gateway: SocketAddr,
+        delivery: &str,
+        body: &[u8],
+        more: &[(&str, &str)],
+    ) -> Result<Answer, String> {
         let mut headers = HashMap::from([
             ("content-type", "application/json".to_owned()),
             ("x-github-event", "push".to_owned()),
@@ -381,7 +409,7 @@ impl Mesh {
             ("x-hub-signature-256", signature(body)),
         ]);
         headers.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
-        self.send(&format!("http://{gateway}/hooks/demo"), headers, body).await
+        self.try_send(&format!("http://{gateway}/hooks/demo"), headers, body).await
     }
 
     /// Posts to any address.
@@ -389,15 +417,25 @@ impl Mesh {
     /// # Panics
     /// When nothing answers.
     pub async fn send(&self, url: &str, headers: HashMap<&str, String>, body: &[u8]) -> Answer {
+        self.try_send(url, headers, body).await.expect("the gateway answers")
+    }
+
+    async fn try_send(
+        &self,
+        url: &str,
+        headers: HashMap<&str, String>,
+        body: &[u8],
+    ) -> Result<Answer, String> {
         let mut request = self.http.post(url).body(body.to_vec());
         for (name, value) in headers {
             request = request.header(name, value);
         }
-        let answer = request.send().await.expect("the gateway answers");
+        let answer = request.send().await.map_err(|why| format!("{why:?}"))?;
         let status = StatusCode::from_u16(answer.status().as_u16()).expect("a status");
         let headers = answer.headers().clone();
-        let body = answer.bytes().await.expect("the answer is whole");
-        Answer { status, headers, body: serde_json::from_slice(&body).unwrap_or_default() }
+        let body = answer.bytes().await.map_err(|why| format!("{why:?}"))?;
+        let body = serde_json::from_slice(&body).unwrap_or_default();
+        Ok(Answer { status, headers, body })
     }
 
     /// The configuration that this mesh's processes have.

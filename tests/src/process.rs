@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 /// How long a process may take to drain.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -32,6 +32,45 @@ pub fn binary_named(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} isn't built: `cargo test --workspace` does"))
 }
 
+/// A process that an `omni` started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offspring {
+    pid: Pid,
+    /// The service it runs.
+    pub service: String,
+}
+
+impl Offspring {
+    /// The children of the process `parent`. Those that have ended aren't.
+    fn of(parent: u32) -> Vec<Self> {
+        let numbers = std::fs::read_dir("/proc").expect("this is Linux").flatten();
+        let pids = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let child = |pid: i32| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let of = |key: &str| status.lines().find_map(|line| line.strip_prefix(key));
+            let is_ours = of("PPid:")?.trim() == parent.to_string();
+            let lives = !of("State:")?.trim().starts_with('Z');
+            let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+            let service = command.split('\0').skip_while(|word| *word != "serve").nth(1)?;
+            let service = service.to_owned();
+            Pid::from_raw(pid).filter(|_| is_ours && lives).map(|pid| Self { pid, service })
+        };
+        pids.filter_map(child).collect()
+    }
+
+    /// SIGKILL: nothing can be flushed.
+    pub fn kill(&self) {
+        // Gone already is as good.
+        let _ = kill_process(self.pid, Signal::KILL);
+    }
+
+    /// Whether it is still there.
+    pub fn lives(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/status", self.pid.as_raw_pid()));
+        stat.is_ok_and(|stat| !stat.contains("State:\tZ"))
+    }
+}
+
 /// A running `omni`.
 pub struct Process {
     child: Child,
@@ -48,6 +87,11 @@ impl Process {
         let err = out.try_clone().expect("the log opens twice");
         let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn();
         Self { child: child.expect("omni starts"), log }
+    }
+
+    /// The processes that it started.
+    pub fn children(&self) -> Vec<Offspring> {
+        Offspring::of(self.child.id())
     }
 
     /// What it has written so far.

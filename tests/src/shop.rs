@@ -14,7 +14,7 @@ use mesh::{
     Error,
     config::Config,
     events::{Attributes, Event, Handler, Outbox, Outgoing},
-    service::{Context, Descriptor, Process, Service, Stage, Surface},
+    service::{Context, Descriptor, Phase, Process, Service, Surface},
     status::InvalidField,
     telemetry::Telemetry,
 };
@@ -22,7 +22,10 @@ use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 use prost_types::FileDescriptorSet;
 use sea_orm::DatabaseTransaction;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 
@@ -269,7 +272,9 @@ impl Service for Version {
         Descriptor {
             name: "shop",
             version: self.0,
+            phase: Phase::Services,
             dependencies: &[],
+            optional: &[],
             grpc_services: match self.is_old() {
                 true => &[v1::shop_server::SERVICE_NAME],
                 false => &[v2::shop_server::SERVICE_NAME],
@@ -309,7 +314,9 @@ impl Service for Ledger {
         Descriptor {
             name: self.name,
             version: "1.0.0",
+            phase: Phase::Services,
             dependencies: &[],
+            optional: &[],
             grpc_services: &[],
             capabilities: &[],
             migrations: Some(migrations::kernel),
@@ -364,12 +371,14 @@ pub async fn serve(which: &'static str) -> Result<(), Error> {
         term.recv().await;
         stopped.cancel();
     });
-    let progress = |name: &str, stage: Stage| {
-        if let Stage::Ready(address) = stage {
+    let (ready, is_ready) = oneshot::channel();
+    let name = service.descriptor().name;
+    let told = async {
+        if let Ok(address) = is_ready.await {
             println!("{name} is ready at {address}");
         }
     };
-    let outcome = process.run(vec![service], Arc::new(progress), stop).await;
+    let (outcome, ()) = tokio::join!(process.run(service, ready, stop), told);
     process.stop().await;
     outcome
 }

@@ -143,7 +143,7 @@ fn to_json(answer: &DynamicMessage, one_line: bool) -> anyhow::Result<String> {
 }
 
 /// A status as a person reads it.
-fn failed(failure: &Status) -> anyhow::Error {
+pub(crate) fn failed(failure: &Status) -> anyhow::Error {
     let mut text = format!(
         "{} ({}): {}",
         code_name(failure.code()),

@@ -34,7 +34,7 @@ pub(crate) async fn run(common: &Common, args: &EventsReplay) -> anyhow::Result<
 async fn inbox(config: &Config, args: &EventsReplay) -> anyhow::Result<Inbox> {
     let EventsReplay { group, topic, again, .. } = args;
     let (service, pattern) = group.split_once('.').unwrap_or((group, ""));
-    let descriptors = catalogue::all().into_iter().map(|service| service.descriptor());
+    let descriptors = catalogue::descriptors().into_iter();
     let migrations = descriptors.filter(|of| of.name == service).find_map(|of| of.migrations);
     let migrations = migrations
         .with_context(|| format!("there is no group `{group}`: see `omni events groups`"))?;

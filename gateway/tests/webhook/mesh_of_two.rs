@@ -19,7 +19,7 @@ use gateway::Gateway;
 use mesh::{
     Error,
     config::Config,
-    service::{Context, Descriptor, Process, Service, Stage, Surface},
+    service::{Context, Descriptor, Phase, Process, Service, Surface},
     status::{Reason, status},
     telemetry::Telemetry,
 };
@@ -28,7 +28,7 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    sync::{mpsc, watch},
+    sync::{oneshot, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -165,18 +165,13 @@ fn telemetry(config: &Config) -> Arc<Telemetry> {
 
 /// Runs `service` and waits until it is ready.
 async fn run(process: &Arc<Process>, service: Arc<dyn Service>) -> (Running, SocketAddr) {
-    let (told, mut ready) = mpsc::channel(8);
+    let (ready, is_ready) = oneshot::channel();
     let stop = CancellationToken::new();
     let (process, stopped) = (process.clone(), stop.clone());
-    let progress = Arc::new(move |_: &str, stage: Stage| {
-        if let Stage::Ready(address) = stage {
-            told.try_send(address).unwrap();
-        }
-    });
-    let task = tokio::spawn(async move { process.run(vec![service], progress, stopped).await });
-    match tokio::time::timeout(DEADLINE, ready.recv()).await.unwrap() {
-        Some(address) => (Running { stop, task }, address),
-        None => panic!("{:?}", task.await),
+    let task = tokio::spawn(async move { process.run(service, ready, stopped).await });
+    match tokio::time::timeout(DEADLINE, is_ready).await.unwrap() {
+        Ok(address) => (Running { stop, task }, address),
+        Err(_) => panic!("{:?}", task.await),
     }
 }
 
@@ -286,7 +281,9 @@ impl Service for FakeService {
         Descriptor {
             name: "hook-receiver",
             version: "0.1.0",
+            phase: Phase::Services,
             dependencies: &[],
+            optional: &[],
             grpc_services: &[SERVICE_NAME],
             capabilities: &[],
             migrations: Some(migrations::kernel),

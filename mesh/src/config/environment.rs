@@ -5,6 +5,11 @@ use std::collections::HashMap;
 
 use crate::Error;
 
+/// The variable that sets `key`, such as `services.hook-receiver.port`.
+pub fn variable(key: &str) -> String {
+    format!("OMNI_{}", key.replace('.', "__").replace('-', "_").to_uppercase())
+}
+
 /// Resolves `…_FILE` and the standard names of OpenTelemetry.
 pub(super) fn environment(
     mut env: HashMap<String, String>,

@@ -32,7 +32,7 @@ pub(crate) const RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// relay makes and checks them when it starts.
 pub(crate) const KERNEL_TOPICS: [&str; 2] = [LIFECYCLE, AUDIT];
 /// Where each service is in its life.
-pub(crate) const LIFECYCLE: &str = "services.lifecycle";
+pub const LIFECYCLE: &str = "services.lifecycle";
 /// Who did what, allowed or denied.
 pub const AUDIT: &str = "audit.events";
 /// What the names of dead-letter topics begin with, before their topic's.

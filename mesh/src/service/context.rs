@@ -10,6 +10,7 @@ use crate::{
     client::{Channel, Client},
     config::Config,
     events::{Handler, Outbox, Subscriber, Versioned, broker::Broker},
+    registry::Registry,
     store::Store,
 };
 
@@ -20,6 +21,7 @@ pub struct Context {
     pub(super) client: Client,
     pub(super) outbox: Option<Outbox>,
     pub(super) broker: Arc<dyn Broker>,
+    pub(super) registry: Arc<dyn Registry>,
     pub(super) mappings: Arc<Mappings>,
     pub(super) tasks: TaskTracker,
     pub(super) draining: CancellationToken,
@@ -38,6 +40,11 @@ impl Context {
     /// When the registry can't be watched.
     pub async fn channel(&self, service: &str) -> Result<Channel, Error> {
         self.client.channel(service).await
+    }
+
+    /// Who is there.
+    pub fn registry(&self) -> &Arc<dyn Registry> {
+        &self.registry
     }
 
     /// What calls other services, for who learns their names only as it goes.

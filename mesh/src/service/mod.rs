@@ -15,15 +15,18 @@ mod lifecycle;
 mod process;
 mod run;
 
+use std::fmt;
+
 use async_trait::async_trait;
 use prost_types::FileDescriptorSet;
+use serde::Serialize;
 use tonic::service::Routes;
 
-pub use self::{
-    context::Context,
-    process::{Process, Progress, Stage},
-};
+pub use self::{context::Context, process::Process};
 use crate::{Error, events::Bodies, store::Migrations};
+
+/// The capability of a service that serves HTTP for the outside.
+pub const HTTP: &str = "http";
 
 /// A service, as the kernel sees it.
 #[async_trait]
@@ -47,9 +50,14 @@ pub struct Descriptor {
     pub name: &'static str,
     /// Its semantic version.
     pub version: &'static str,
-    /// The services it calls: these calls are allowed unless an intention says
-    /// otherwise.
+    /// When it starts, roughly.
+    pub phase: Phase,
+    /// The services it can't work without: it starts after them. These calls are
+    /// allowed unless an intention says otherwise.
     pub dependencies: &'static [&'static str],
+    /// The services that it calls too, but works without: it starts after them, and
+    /// doesn't wait for them. These calls are allowed as well.
+    pub optional: &'static [&'static str],
     /// The gRPC services it serves, by the generated `SERVICE_NAME`s.
     pub grpc_services: &'static [&'static str],
     /// What else it can do, such as `http`.
@@ -58,6 +66,26 @@ pub struct Descriptor {
     pub migrations: Option<Migrations>,
     /// Where it stores the bodies of its events itself.
     pub bodies: Option<Bodies>,
+}
+
+/// When a service starts, roughly: a phase begins when the one before has settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// What everything else stands on.
+    Infrastructure,
+    /// What learns, and what others ask for advice.
+    Intelligence,
+    /// What does the work.
+    Services,
+    /// What has others work together.
+    Coordination,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// What a service serves.
@@ -78,6 +106,11 @@ pub enum Surface {
 }
 
 impl Descriptor {
+    /// The services it calls: those it can't work without, and the others.
+    pub fn called(&self) -> impl Iterator<Item = &'static str> + use<> {
+        self.dependencies.iter().chain(self.optional).copied()
+    }
+
     /// The Protobuf packages it serves.
     pub fn packages(&self) -> Vec<String> {
         let packages = self.grpc_services.iter().filter_map(|service| service.rsplit_once('.'));

@@ -1,9 +1,17 @@
 //! What the services of one process share, and running them.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+};
 
 use convert::Mappings;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use listenfd::ListenFd;
+
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Service, run};
@@ -21,22 +29,6 @@ use crate::{
     telemetry::Telemetry,
 };
 
-/// Where a service of the process is in its life.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// It is being started.
-    Starting,
-    /// It serves at this address and is registered.
-    Ready(SocketAddr),
-    /// It finishes what is in flight.
-    Draining,
-    /// It is gone.
-    Stopped,
-}
-
-/// Is told of each service's stages, for people to see.
-pub type Progress = Arc<dyn Fn(&str, Stage) + Send + Sync>;
-
 /// What the services of one process share: backends, policy, admin port.
 pub struct Process {
     pub(super) config: Arc<Config>,
@@ -49,6 +41,8 @@ pub struct Process {
     pub(super) clients: Clients,
     pub(super) readiness: Readiness,
     pub(super) admin_address: SocketAddr,
+    /// What listens for a service with HTTP already, by who started this process.
+    pub(super) door: Option<std::net::TcpListener>,
     _metrics: Attached,
     telemetry: Arc<Telemetry>,
     tasks: TaskTracker,
@@ -81,6 +75,12 @@ impl Process {
         )
         .await?;
         let admin_address = listener.local_addr().map_err(Error::file("the admin port"))?;
+        let authority = identity::authority(&config)?;
+        let registry = registry::registry(&config)?;
+        let broker = broker::broker(&config).await?;
+        let policy = policy::policy(&config, declared).await?;
+        let mappings = Arc::new(mappings(&config)?);
+        // Behind all that can fail, so that it can be tried again.
         let tasks = TaskTracker::new();
         let stop_admin = CancellationToken::new();
         let (limits, stop) = (config.limits.clone(), stop_admin.clone());
@@ -89,15 +89,16 @@ impl Process {
             server::serve(listener, Security::Admin, &limits, admin.app, stop, grace).await;
         });
         Ok(Self {
-            authority: identity::authority(&config)?,
-            registry: registry::registry(&config)?,
-            broker: broker::broker(&config).await?,
-            policy: policy::policy(&config, declared).await?,
-            mappings: Arc::new(mappings(&config)?),
+            authority,
+            registry,
+            broker,
+            policy,
+            mappings,
             interceptors,
             clients,
             readiness: admin.readiness,
             admin_address,
+            door: door()?,
             _metrics: metrics,
             telemetry,
             tasks,
@@ -119,52 +120,23 @@ impl Process {
         self.authority.identity(name).await
     }
 
-    /// Runs `services` until `stop`, and then drains them.
+    /// Runs `service` until `stop`, and then drains it; `ready` is told where it
+    /// serves.
     ///
     /// # Errors
-    /// The first service's that can't be started; the others are drained.
+    /// When it can't be started.
     pub async fn run(
-        self: &Arc<Self>,
-        services: Vec<Arc<dyn Service>>,
-        progress: Progress,
+        &self,
+        service: Arc<dyn Service>,
+        ready: oneshot::Sender<SocketAddr>,
         stop: CancellationToken,
     ) -> Result<(), Error> {
-        for service in &services {
-            let name = service.descriptor().name;
-            if !is_name(name) || is_operator_name(name) {
-                return Err(Error::Registry(format!("`{name}` can't name a service")));
-            }
-            self.readiness.set(name, false).await;
+        let name = service.descriptor().name;
+        if !is_name(name) || is_operator_name(name) {
+            return Err(Error::Registry(format!("`{name}` can't name a service")));
         }
-        // Who only calls drains first: those it calls are there to the end.
-        let (called, callers): (Vec<_>, Vec<_>) =
-            services.into_iter().partition(|s| !s.descriptor().grpc_services.is_empty());
-        let stop_called = CancellationToken::new();
-        let mut running_callers = self.spawn(callers, &progress, &stop);
-        let mut running_called = self.spawn(called, &progress, &stop_called);
-        let callers = async {
-            let outcome = ended(&mut running_callers, &stop).await;
-            stop.cancelled().await;
-            stop_called.cancel();
-            outcome
-        };
-        let (callers, called) = tokio::join!(callers, ended(&mut running_called, &stop));
-        callers.and(called)
-    }
-
-    fn spawn(
-        self: &Arc<Self>,
-        services: Vec<Arc<dyn Service>>,
-        progress: &Progress,
-        stop: &CancellationToken,
-    ) -> JoinSet<Result<(), Error>> {
-        let mut running = JoinSet::new();
-        for service in services {
-            let (process, progress, stop) = (self.clone(), progress.clone(), stop.clone());
-            running
-                .spawn(async move { run::run(&process, service.as_ref(), &progress, stop).await });
-        }
-        running
+        self.readiness.set(name, false).await;
+        run::run(self, service.as_ref(), ready, stop).await
     }
 
     /// Closes the admin port and sends the last telemetry.
@@ -187,20 +159,12 @@ fn mappings(config: &Config) -> Result<Mappings, Error> {
         .map_err(|why| Error::setting("mappings", folder.display().to_string(), why))
 }
 
-/// Waits for all of `running`; the first error stops the process.
-async fn ended(
-    running: &mut JoinSet<Result<(), Error>>,
-    stop: &CancellationToken,
-) -> Result<(), Error> {
-    let mut outcome = Ok(());
-    while let Some(ended) = running.join_next().await {
-        let ended = ended.unwrap_or_else(|why| Err(Error::Registry(why.to_string())));
-        if let Err(why) = ended {
-            stop.cancel();
-            outcome = outcome.and(Err(why));
-        }
-    }
-    outcome
+/// The socket that this process was handed when it was started, as systemd hands on
+/// its own: `sd_listen_fds(3)`.
+fn door() -> Result<Option<std::net::TcpListener>, Error> {
+    static GIVEN: LazyLock<Mutex<ListenFd>> = LazyLock::new(|| Mutex::new(ListenFd::from_env()));
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    given.take_tcp_listener(0).map_err(Error::file("the socket that was handed on"))
 }
 
 /// Listens at `address`, which `setting` says, for `what`.

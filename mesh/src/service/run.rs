@@ -7,7 +7,7 @@ use std::{
 };
 
 use api::lifecycle::v1::ServiceState;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::oneshot};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -16,7 +16,7 @@ use tonic::service::Routes;
 use tonic_reflection::server::Builder as Reflection;
 
 use super::{
-    Context, Descriptor, Process, Progress, Service, Stage, Surface, denials,
+    Context, Descriptor, Process, Service, Surface, denials,
     lifecycle::{self, Lifecycle, Way},
     process::bind,
 };
@@ -34,19 +34,18 @@ use crate::{
 /// The part of the drain's time that is kept for flushing the outbox.
 const FLUSH_SHARE: u32 = 4;
 
-/// Runs `service` until `stop`, and drains it.
+/// Runs `service` until `stop`, and drains it; tells `ready` where it serves.
 pub(super) async fn run(
     process: &Process,
     service: &dyn Service,
-    progress: &Progress,
+    ready: oneshot::Sender<SocketAddr>,
     stop: CancellationToken,
 ) -> Result<(), Error> {
-    let descriptor = service.descriptor();
-    progress(descriptor.name, Stage::Starting);
-    let running = Running::start(process, service, descriptor.clone(), progress).await?;
+    let running = Running::start(process, service, service.descriptor()).await?;
+    // Who doesn't listen doesn't want to know.
+    let _ = ready.send(running.address);
     stop.cancelled().await;
-    running.drain(process, progress).await;
-    progress(descriptor.name, Stage::Stopped);
+    running.drain(process).await;
     Ok(())
 }
 
@@ -71,7 +70,6 @@ impl Running {
         process: &Process,
         service: &dyn Service,
         descriptor: Descriptor,
-        progress: &Progress,
     ) -> Result<Self, Error> {
         let config = &process.config;
         let name = descriptor.name;
@@ -121,6 +119,7 @@ impl Running {
             client,
             outbox,
             broker: process.broker.clone(),
+            registry: process.registry.clone(),
             mappings: process.mappings.clone(),
             tasks: TaskTracker::new(),
             draining,
@@ -128,7 +127,10 @@ impl Running {
         };
         let surface = service.start(&context).await?;
         let setting = format!("services.{name}.port");
-        let listener = bind(name, (config.bind, config.port(name)).into(), &setting).await?;
+        let listener = match (&surface, &process.door) {
+            (Surface::Http(_), Some(door)) => handed_on(door).map_err(Error::file("the port"))?,
+            _ => bind(name, (config.bind, config.port(name)).into(), &setting).await?,
+        };
         let bound = listener.local_addr().map_err(Error::file("the mesh port"))?;
         let address = (advertised(config)?, bound.port()).into();
         let server = serve(
@@ -161,7 +163,6 @@ impl Running {
             .await?;
         lifecycle.tell(ServiceState::Ready, &address.to_string()).await;
         tracing::info!(service = name, %address, "ready");
-        progress(name, Stage::Ready(address));
         Ok(Self {
             name,
             context,
@@ -177,9 +178,8 @@ impl Running {
         })
     }
 
-    async fn drain(self, process: &Process, progress: &Progress) {
+    async fn drain(self, process: &Process) {
         let address = self.address.to_string();
-        progress(self.name, Stage::Draining);
         tracing::info!(service = self.name, "draining");
         process.readiness.set(self.name, false).await;
         self.lifecycle.tell(ServiceState::Draining, &address).await;
@@ -211,6 +211,13 @@ impl Running {
         }
         tracing::info!(service = self.name, "stopped");
     }
+}
+
+/// A listener of our own beside `door`, which stays.
+fn handed_on(door: &std::net::TcpListener) -> std::io::Result<TcpListener> {
+    let door = door.try_clone()?;
+    door.set_nonblocking(true)?;
+    TcpListener::from_std(door)
 }
 
 /// Puts the surface on its port.

@@ -182,6 +182,21 @@ impl Leadership {
     }
 }
 
+/// Returns when the database that the setting `database` names has answered; what is
+/// in files is always there.
+///
+/// # Errors
+/// When it can't be reached.
+pub async fn ping(config: &Config) -> Result<(), Error> {
+    let url = config.database_url();
+    if url.starts_with("sqlite:") {
+        return Ok(());
+    }
+    let connection = open::postgres_single(url, "public").await?;
+    connection.ping().await?;
+    Ok(connection.close().await?)
+}
+
 /// The server's process behind a session.
 async fn backend_process(connection: &DatabaseConnection) -> Result<Option<i32>, DbErr> {
     let ask = Statement::from_string(DbBackend::Postgres, "SELECT pg_backend_pid()");

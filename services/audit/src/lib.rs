@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use api::audit::v1::audit_server::{AuditServer, SERVICE_NAME};
 use async_trait::async_trait;
-use mesh::service::{Context, Descriptor, Service, Surface};
+use mesh::service::{Context, Descriptor, Phase, Service, Surface};
 use tonic::service::Routes;
 
 pub use self::error::Error;
@@ -34,7 +34,9 @@ impl Service for Audit {
         Descriptor {
             name: "audit",
             version: env!("CARGO_PKG_VERSION"),
+            phase: Phase::Services,
             dependencies: &[],
+            optional: &[],
             grpc_services: &[SERVICE_NAME],
             capabilities: &[],
             migrations: Some(migrations::audit),

@@ -18,7 +18,7 @@ use api::hooks::v1::hook_receiver_server::{HookReceiverServer, SERVICE_NAME};
 use async_trait::async_trait;
 use mesh::{
     events::Bodies,
-    service::{Context, Descriptor, Service, Surface},
+    service::{Context, Descriptor, Phase, Service, Surface},
 };
 use tonic::service::Routes;
 
@@ -34,7 +34,9 @@ impl Service for HookReceiver {
         Descriptor {
             name: "hook-receiver",
             version: env!("CARGO_PKG_VERSION"),
+            phase: Phase::Services,
             dependencies: &[],
+            optional: &[],
             grpc_services: &[SERVICE_NAME],
             capabilities: &[],
             migrations: Some(migrations::hook_receiver),

@@ -9,7 +9,7 @@ use std::{
 use mesh::{
     Error,
     client::{Channel, Client},
-    registry::{self, Registry, Snapshot},
+    registry::{Registry, Snapshot},
     service::Context,
     status::{Reason, status},
 };
@@ -37,7 +37,7 @@ impl Directory {
     /// # Errors
     /// When the registry can't be opened.
     pub(crate) fn new(context: &Context) -> Result<Self, Error> {
-        let registry = registry::registry(context.config())?;
+        let registry = context.registry().clone();
         Ok(Self { registry, client: context.client().clone(), known: Mutex::default() })
     }
 

@@ -15,7 +15,7 @@ mod proxy;
 
 use async_trait::async_trait;
 use axum::Router;
-use mesh::service::{Context, Descriptor, Service, Surface};
+use mesh::service::{Context, Descriptor, Phase, Service, Surface};
 use tonic::service::Routes;
 
 use self::{directory::Directory, proxy::Proxy};
@@ -29,7 +29,9 @@ impl Service for VersionBridge {
         Descriptor {
             name: "version-bridge",
             version: env!("CARGO_PKG_VERSION"),
+            phase: Phase::Infrastructure,
             dependencies: &[],
+            optional: &[],
             grpc_services: &[],
             capabilities: &["convert"],
             migrations: Some(migrations::kernel),

@@ -1,0 +1,245 @@
+//! A process for each service, started and kept up by the coordinator: they are
+//! killed, replaced, multiplied and left alone, under load.
+
+use std::{
+    net::TcpListener,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use http::StatusCode;
+use serde_json::Value;
+use tests::{Layout, Mesh, load::Load, mesh::new_id, until};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// The tests for one layout.
+macro_rules! on {
+    ($layout:expr) => {
+        crate::children::on! { $layout;
+            each_child_is_killed_in_turn_and_nothing_is_lost
+            services_are_replaced_and_multiplied_without_a_failed_call
+            a_crash_loop_is_told_and_takes_nobody_down
+            no_child_outlives_its_parent
+        }
+    };
+    ($layout:expr; $($test:ident)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                crate::children::$test($layout).await;
+            }
+        )*
+    };
+}
+pub(crate) use on;
+
+/// Every how many milliseconds a webhook is posted.
+const WEBHOOKS: Duration = Duration::from_millis(100);
+/// How many calls are begun a second.
+const RATE: u32 = 50;
+/// How long there is between two kills: what dies again within 5 s is taken to loop.
+const BETWEEN: Duration = Duration::from_millis(1500);
+/// How long a webhook's sender goes on trying.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Webhooks at a steady rate, each sent again until it is acknowledged.
+struct Senders {
+    stop: CancellationToken,
+    running: JoinHandle<Sent>,
+}
+
+/// What became of webhooks.
+#[derive(Default)]
+struct Sent {
+    /// Their correlations.
+    acknowledged: Vec<String>,
+    /// How often one wasn't acknowledged at once, and what the answers were.
+    refused: Vec<String>,
+}
+
+impl Senders {
+    fn start(mesh: &Arc<Mesh>) -> Self {
+        let stop = CancellationToken::new();
+        let (mesh, stopped) = (mesh.clone(), stop.clone());
+        let running = tokio::spawn(async move {
+            let gateway = mesh.address("gateway");
+            let sent = Arc::new(Mutex::new(Sent::default()));
+            let mut due = tokio::time::interval(WEBHOOKS);
+            let mut senders = tokio::task::JoinSet::new();
+            while !stopped.is_cancelled() {
+                due.tick().await;
+                let (mesh, sent) = (mesh.clone(), sent.clone());
+                senders.spawn(async move {
+                    let (delivery, begun) = (new_id(), Instant::now());
+                    loop {
+                        let answer = mesh.try_post_to(gateway, &delivery, b"{}", &[]).await;
+                        let refused = match answer {
+                            Ok(answer) if answer.status == StatusCode::ACCEPTED => {
+                                let correlation = answer.body["correlation_id"].as_str().unwrap();
+                                sent.lock().unwrap().acknowledged.push(correlation.to_owned());
+                                return;
+                            }
+                            Ok(answer) => format!("{}: {}", answer.status, answer.body["detail"]),
+                            Err(why) => why,
+                        };
+                        sent.lock().unwrap().refused.push(refused.clone());
+                        assert!(begun.elapsed() < PATIENCE, "never acknowledged: {refused}");
+                        tokio::time::sleep(WEBHOOKS).await;
+                    }
+                });
+            }
+            senders.join_all().await;
+            Arc::into_inner(sent).unwrap().into_inner().unwrap()
+        });
+        Self { stop, running }
+    }
+
+    async fn stop(self) -> Sent {
+        self.stop.cancel();
+        self.running.await.unwrap()
+    }
+}
+
+/// How `omni status` shows `unit`.
+fn status(mesh: &Mesh, unit: &str) -> Value {
+    let output = mesh.omni(&["status", "--json"]);
+    let units: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let found = units.as_array().and_then(|units| units.iter().find(|u| u["unit"] == unit));
+    found.cloned().unwrap_or_else(|| String::from_utf8_lossy(&output.stderr).into())
+}
+
+async fn becomes(mesh: &Mesh, unit: &str, state: &str) -> Value {
+    until(&format!("{unit} is {state}"), || async {
+        match status(mesh, unit) {
+            status if status["state"] == state => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    status(mesh, unit)
+}
+
+/// Does as `args` say, and succeeds.
+fn done(mesh: &Mesh, args: &[&str]) -> String {
+    let output = mesh.omni(args);
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "omni {args:?}: {said}");
+    said.into_owned()
+}
+
+pub async fn each_child_is_killed_in_turn_and_nothing_is_lost(layout: Layout) {
+    let mesh = Arc::new(Mesh::start(layout).await);
+    becomes(&mesh, "service-coordinator", "ready").await;
+    let load = Load::reads(
+        &mesh.channel_as("operator", "hook-receiver").await,
+        RATE,
+        Duration::from_secs(10),
+    );
+    let senders = Senders::start(&mesh);
+    let services = ["hook-receiver", "audit", "gateway", "version-bridge"];
+    let begun = Instant::now();
+    let rounds = std::env::var("OMNI_TEST_ROUNDS").map_or(3, |rounds| rounds.parse().unwrap());
+    let kills = services.into_iter().cycle().take(rounds * services.len());
+    for service in kills {
+        tokio::time::sleep(BETWEEN).await;
+        let child = mesh.children("gateway").into_iter().find(|child| child.service == service);
+        let child = child.unwrap_or_else(|| panic!("{service} doesn't run"));
+        child.kill();
+        until("another one runs in its place", || async {
+            let children = mesh.children("gateway");
+            let another = children.iter().any(|c| c.service == service && *c != child);
+            if another { Ok(()) } else { Err(children) }
+        })
+        .await;
+        becomes(&mesh, service, "ready").await;
+    }
+    let (sent, report) = (senders.stop().await, load.stop().await);
+    report.print(&format!("{layout:?}: {rounds} rounds of kills, calls of hook-receiver"), begun);
+    println!(
+        "{layout:?}: {} webhooks acknowledged, {} answers were others, in {:.0?}",
+        sent.acknowledged.len(),
+        sent.refused.len(),
+        begun.elapsed(),
+    );
+    report.assert_none_failed();
+    mesh.each_is_in_the_trail(&sent.acknowledged).await;
+    let children = mesh.children("gateway");
+    assert_eq!(children.len(), services.len());
+    Arc::into_inner(mesh).unwrap().stop().await;
+    assert!(!children.iter().any(|child| child.lives()), "an orphan is left");
+}
+
+pub async fn services_are_replaced_and_multiplied_without_a_failed_call(layout: Layout) {
+    let mesh = Arc::new(Mesh::start(layout).await);
+    becomes(&mesh, "service-coordinator", "ready").await;
+    let begun = Instant::now();
+    let load = Load::start(&mesh.channel_as("operator", "hook-receiver").await, RATE);
+    let senders = Senders::start(&mesh);
+    done(&mesh, &["scale", "hook-receiver", "3"]);
+    assert_eq!(status(&mesh, "hook-receiver")["instances"].as_array().unwrap().len(), 3);
+    done(&mesh, &["restart", "hook-receiver"]);
+    done(&mesh, &["restart", "gateway"]);
+    done(&mesh, &["scale", "gateway", "2"]);
+    done(&mesh, &["restart", "gateway"]);
+    done(&mesh, &["scale", "hook-receiver", "1"]);
+    done(&mesh, &["restart", "audit"]);
+    let (sent, report) = (senders.stop().await, load.stop().await);
+    report.print(&format!("{layout:?}: replaced and multiplied"), begun);
+    report.assert_none_failed();
+    assert_eq!(sent.refused, Vec::<String>::new(), "of {}", sent.acknowledged.len());
+    mesh.each_is_in_the_trail(&sent.acknowledged).await;
+
+    let drained = done(&mesh, &["drain", "audit"]);
+    assert!(drained.contains("audit was drained"), "{drained}");
+    becomes(&mesh, "audit", "stopped").await;
+    done(&mesh, &["restart", "audit"]);
+    becomes(&mesh, "audit", "ready").await;
+    for (args, why) in [
+        (&["restart", "service-coordinator"][..], "it is who would do it"),
+        (&["drain", "nobody"], "there is no unit `nobody`"),
+    ] {
+        let output = mesh.omni(args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(why), "{said}");
+    }
+    Arc::into_inner(mesh).unwrap().stop().await;
+}
+
+pub async fn a_crash_loop_is_told_and_takes_nobody_down(layout: Layout) {
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let mesh = Mesh::start_with(layout, &[("OMNI_SERVICES__VERSION_BRIDGE__PORT", port)]).await;
+    becomes(&mesh, "version-bridge", "crash looping").await;
+    let reason = status(&mesh, "version-bridge")["reason"].to_string();
+    assert!(reason.contains("failures in a row") && reason.contains("can't listen"), "{reason}");
+    assert_eq!(mesh.post(&new_id(), b"{}").await.status, StatusCode::ACCEPTED);
+    let changes = mesh.topic("services.lifecycle");
+    let told = changes.iter().any(|event| {
+        event["data"]["unit"] == "version-bridge"
+            && event["data"]["to"] == "UNIT_STATE_CRASH_LOOPING"
+    });
+    assert!(told, "{changes:#?}");
+    drop(taken);
+    done(&mesh, &["restart", "version-bridge"]);
+    becomes(&mesh, "version-bridge", "ready").await;
+    mesh.stop().await;
+}
+
+pub async fn no_child_outlives_its_parent(layout: Layout) {
+    let mesh = Mesh::start(layout).await;
+    becomes(&mesh, "service-coordinator", "ready").await;
+    let answer = mesh.post(&new_id(), b"{}").await;
+    let correlation = answer.body["correlation_id"].as_str().unwrap().to_owned();
+    let children = mesh.children("gateway");
+    assert_eq!(children.len(), 4, "{children:?}");
+    mesh.take_process("gateway").kill();
+    until("its children are gone", || async {
+        let left: Vec<_> = children.iter().filter(|child| child.lives()).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+    mesh.restart("gateway").await;
+    mesh.each_is_in_the_trail(&[correlation]).await;
+    mesh.stop().await;
+}
