@@ -2,7 +2,8 @@
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
-use api::hooks::v1::{ReceiveRequest, ReceiveResponse, hook_receiver_client::HookReceiverClient};
+use api::hooks::v1::hook_receiver_client::HookReceiverClient;
+use bytes::Bytes;
 use tonic::{
     Status,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
@@ -10,8 +11,9 @@ use tonic::{
 
 use crate::{
     CONNECTIONS, Stack,
-    load::{Echo, Load},
+    load::{self, Echo, Load},
     meshed::{self, CLIENT},
+    older::InboxClient,
     party,
     server::{CONNECTION_WINDOW, STREAM_WINDOW},
 };
@@ -34,20 +36,13 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     match stack {
         Stack::Tonic => {
-            party::no_logs()?;
             let endpoint = Endpoint::from_shared(format!("http://{to}"))?;
-            obey(&connect(endpoint).await?).await
+            obey(&connect(endpoint, HookReceiverClient::new).await?).await
         }
         Stack::TonicMtls => {
-            party::no_logs()?;
-            let issued = meshed::issue(data, CLIENT)?;
-            let tls = ClientTlsConfig::new()
-                .ca_certificate(Certificate::from_pem(issued.roots))
-                .identity(Identity::from_pem(issued.chain, issued.key))
-                .domain_name("localhost");
-            let endpoint = Endpoint::from_shared(format!("https://{to}"))?.tls_config(tls)?;
-            obey(&connect(endpoint).await?).await
+            obey(&connect(encrypted(to, data)?, HookReceiverClient::new).await?).await
         }
+        Stack::Older => obey(&connect(encrypted(to, data)?, InboxClient::new).await?).await,
         Stack::Mesh => {
             let client = meshed::Client::start(data, traces).await?;
             obey(&client.connections().await?).await
@@ -55,8 +50,19 @@ pub(crate) async fn run(
     }
 }
 
-/// As a user would who wants it fast, and as the mesh is set.
-async fn connect(endpoint: Endpoint) -> anyhow::Result<Vec<Plain>> {
+/// With a certificate of the client's own, and the roots to judge the other's by.
+fn encrypted(to: SocketAddr, data: &Path) -> anyhow::Result<Endpoint> {
+    let issued = meshed::issue(data, CLIENT)?;
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(issued.roots))
+        .identity(Identity::from_pem(issued.chain, issued.key))
+        .domain_name("localhost");
+    Ok(Endpoint::from_shared(format!("https://{to}"))?.tls_config(tls)?)
+}
+
+/// As a user would who wants it fast, without logs, and as the mesh is set.
+async fn connect<C>(endpoint: Endpoint, client: impl Fn(Channel) -> C) -> anyhow::Result<Vec<C>> {
+    party::no_logs()?;
     let endpoint = endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
@@ -67,7 +73,7 @@ async fn connect(endpoint: Endpoint) -> anyhow::Result<Vec<Plain>> {
         .initial_connection_window_size(CONNECTION_WINDOW);
     let mut connections = Vec::with_capacity(CONNECTIONS);
     for _ in 0..CONNECTIONS {
-        connections.push(Plain(HookReceiverClient::new(endpoint.connect().await?)));
+        connections.push(client(endpoint.connect().await?));
     }
     Ok(connections)
 }
@@ -81,12 +87,8 @@ async fn obey<E: Echo>(connections: &[E]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A connection of tonic's.
-#[derive(Clone)]
-struct Plain(HookReceiverClient<Channel>);
-
-impl Echo for Plain {
-    async fn call(&mut self, request: ReceiveRequest) -> Result<ReceiveResponse, Status> {
-        Ok(self.0.receive(request).await?.into_inner())
+impl Echo for HookReceiverClient<Channel> {
+    async fn call(&mut self, text: Bytes) -> Result<String, Status> {
+        Ok(load::text_of(self.receive(load::request(text)).await?))
     }
 }

@@ -93,9 +93,14 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
             .with_context(|| format!("{} has no place for the tables", file.display()))?;
         tokio::fs::write(file, text).await?;
     }
-    for (name, median) in report.ratios()? {
-        println!("ratio {name} {median:.3}");
+    let mut missing = Vec::new();
+    for (name, median) in report.ratios() {
+        match median {
+            Some(median) => println!("ratio {name} {median:.3}"),
+            None => missing.push(name),
+        }
     }
+    ensure!(missing.is_empty(), "no round has {}: Envoy's hop added nothing", missing.join(", "));
     Ok(())
 }
 
@@ -143,7 +148,7 @@ fn print_turn(round: usize, contestant: Contestant, figures: &Figures) -> anyhow
     let load = std::fs::read_to_string("/proc/loadavg")?;
     let load = load.split(' ').next().unwrap_or_default();
     println!(
-        "round {round:2}  {:22}{:8.0}/s  {:6.1} µs a call ({:.1} client, {:.1} server, {:.1} hops)  \
+        "round {round:2}  {:27}{:8.0}/s  {:6.1} µs a call ({:.1} client, {:.1} server, {:.1} hops)  \
          p50 {:.3}  p99 {:.3}  p999 {:.3} ms  {:5.1} µs a call  {:5.1} MiB  others {:.1} %  load {load}",
         contestant.name(),
         figures.throughput,

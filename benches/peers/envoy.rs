@@ -1,7 +1,7 @@
-//! A pair of Envoy hops as sidecars would be: from the client in the clear to
-//! the hop beside it, over mutual TLS to the hop beside the server, and from
-//! there in the clear. Neither logs, traces or authorises: it is Envoy at its
-//! fastest.
+//! Envoy as the hops: a pair as sidecars would be, from the client in the clear to
+//! the hop beside it, over mutual TLS to the hop beside the server, and from there
+//! in the clear; or one alone, in the clear on both sides. None logs, traces or
+//! authorises: it is Envoy at its fastest.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -16,37 +16,39 @@ use serde_json::{Value, json};
 
 use crate::{
     meshed::{self, CLIENT, SERVER},
-    party::Party,
+    party::{Hops, Party},
     server::{CONNECTION_WINDOW, STREAM_WINDOW},
 };
 
 /// How long one may take to listen.
 const START: Duration = Duration::from_secs(20);
 
-/// The two hops.
-pub(crate) struct Pair {
-    /// Whom the client calls.
-    pub(crate) address: SocketAddr,
-    /// The hop beside the client and the one beside the server.
-    pub(crate) hops: [Party; 2],
+/// Starts one hop on the way to the server at `to`.
+///
+/// # Errors
+/// When it can't be started.
+pub(crate) async fn single(program: &Path, data: &Path, to: SocketAddr) -> anyhow::Result<Hops> {
+    let address = free_address()?;
+    let config = hop(address, &None, to, &None);
+    let only = run(program, data, "only", &config).await?;
+    listens(address).await?;
+    Ok(Hops { address, parties: vec![only] })
 }
 
-impl Pair {
-    /// Starts both on the way to the server at `to`.
-    ///
-    /// # Errors
-    /// When one can't be started.
-    pub(crate) async fn start(program: &Path, data: &Path, to: SocketAddr) -> anyhow::Result<Self> {
-        let (near, far) = (free_address()?, free_address()?);
-        let beside_server = hop(far, &Some(inbound(data)?), to, &None);
-        let beside_client = hop(near, &None, far, &Some(outbound(data)?));
-        let far_hop = run(program, data, "far", &beside_server).await?;
-        let near_hop = run(program, data, "near", &beside_client).await?;
-        for address in [far, near] {
-            listens(address).await?;
-        }
-        Ok(Self { address: near, hops: [near_hop, far_hop] })
+/// Starts a pair on the way to the server at `to`.
+///
+/// # Errors
+/// When one can't be started.
+pub(crate) async fn pair(program: &Path, data: &Path, to: SocketAddr) -> anyhow::Result<Hops> {
+    let (near, far) = (free_address()?, free_address()?);
+    let beside_server = hop(far, &Some(inbound(data)?), to, &None);
+    let beside_client = hop(near, &None, far, &Some(outbound(data)?));
+    let far_hop = run(program, data, "far", &beside_server).await?;
+    let near_hop = run(program, data, "near", &beside_client).await?;
+    for address in [far, near] {
+        listens(address).await?;
     }
+    Ok(Hops { address: near, parties: vec![near_hop, far_hop] })
 }
 
 async fn run(program: &Path, data: &Path, name: &str, config: &Value) -> anyhow::Result<Party> {
@@ -54,7 +56,7 @@ async fn run(program: &Path, data: &Path, name: &str, config: &Value) -> anyhow:
     tokio::fs::write(&file, serde_json::to_vec_pretty(config)?).await?;
     let file = file.display().to_string();
     let workers = machine::cores()?.to_string();
-    // Two hops on one machine: no shared memory for a restart in place.
+    // Several on one machine: no shared memory for a restart in place.
     let args = ["-c", &file, "--concurrency", &workers, "-l", "error", "--disable-hot-restart"];
     Party::start(program, &args)
 }

@@ -11,7 +11,7 @@ use benches::spread::percentile;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
-use tonic::Status;
+use tonic::{Response, Status};
 
 use crate::{IN_FLIGHT, MESSAGE_BYTES, RATE};
 
@@ -49,10 +49,18 @@ pub(crate) struct Latency {
 
 /// One connection to a server that answers with what it is sent.
 pub(crate) trait Echo: Clone + Send + 'static {
-    fn call(
-        &mut self,
-        request: ReceiveRequest,
-    ) -> impl Future<Output = Result<ReceiveResponse, Status>> + Send;
+    /// Sends `text`, and answers what comes back.
+    fn call(&mut self, text: Bytes) -> impl Future<Output = Result<String, Status>> + Send;
+}
+
+/// The API's request that carries `text`.
+pub(crate) fn request(text: Bytes) -> ReceiveRequest {
+    ReceiveRequest { hook: Some(NewHook { body: text, ..NewHook::default() }) }
+}
+
+/// What the API's answer carries.
+pub(crate) fn text_of(answer: Response<ReceiveResponse>) -> String {
+    answer.into_inner().receipt.unwrap_or_default().id
 }
 
 impl Load {
@@ -72,11 +80,11 @@ async fn closed<E: Echo>(connections: &[E], time: Duration) -> anyhow::Result<Ou
     let begun = Instant::now();
     let mut loops = JoinSet::new();
     for echo in connections.iter().cycle().take(IN_FLIGHT) {
-        let (mut echo, request) = (echo.clone(), request());
+        let (mut echo, text) = (echo.clone(), text());
         loops.spawn(async move {
             let mut calls = 0;
             while begun.elapsed() < time {
-                call(&mut echo, &request).await?;
+                call(&mut echo, &text).await?;
                 calls += 1;
             }
             anyhow::Ok(calls)
@@ -96,7 +104,7 @@ async fn closed<E: Echo>(connections: &[E], time: Duration) -> anyhow::Result<Ou
 async fn open<E: Echo>(connections: &[E], time: Duration) -> anyhow::Result<Outcome> {
     let runtime = tokio::runtime::Handle::current();
     let connections = connections.to_vec();
-    let request = request();
+    let text = text();
     let interval = Duration::from_secs(1) / RATE;
     // A thread of its own: the runtime's timers know only whole milliseconds.
     let pacing = tokio::task::spawn_blocking(move || {
@@ -109,9 +117,9 @@ async fn open<E: Echo>(connections: &[E], time: Duration) -> anyhow::Result<Outc
                 break;
             }
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            let (mut echo, request) = (echo.clone(), request.clone());
+            let (mut echo, text) = (echo.clone(), text.clone());
             calls.push(runtime.spawn(async move {
-                call(&mut echo, &request).await?;
+                call(&mut echo, &text).await?;
                 anyhow::Ok(due.elapsed())
             }));
             due += interval;
@@ -142,15 +150,13 @@ fn exact_sleeps() -> anyhow::Result<()> {
     rustix::thread::set_current_timer_slack(NonZeroU64::new(1)).context("the timer's slack")
 }
 
-fn request() -> ReceiveRequest {
-    // The answer has no bytes, but text: so the body is text as well.
-    let body = Bytes::from(vec![b'x'; MESSAGE_BYTES]);
-    ReceiveRequest { hook: Some(NewHook { body, ..NewHook::default() }) }
+/// The answer has no bytes, but text: so what is sent is text as well.
+fn text() -> Bytes {
+    Bytes::from(vec![b'x'; MESSAGE_BYTES])
 }
 
-async fn call(echo: &mut impl Echo, request: &ReceiveRequest) -> anyhow::Result<()> {
-    let answer = echo.call(request.clone()).await.context("a call failed")?;
-    let length = answer.receipt.map(|receipt| receipt.id.len());
-    ensure!(length == Some(MESSAGE_BYTES), "a call was answered with {length:?} bytes");
+async fn call(echo: &mut impl Echo, text: &Bytes) -> anyhow::Result<()> {
+    let length = echo.call(text.clone()).await.context("a call failed")?.len();
+    ensure!(length == MESSAGE_BYTES, "a call was answered with {length} bytes");
     Ok(())
 }

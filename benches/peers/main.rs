@@ -1,21 +1,26 @@
 //! The mesh side by side with its peers, in one session: plain tonic, tonic with
-//! mutual TLS, and a pair of Envoy hops with mutual TLS. `just peers` runs it.
+//! mutual TLS, and a pair of Envoy hops with mutual TLS; and version-bridge as the
+//! one hop, beside one Envoy in the clear. `just peers` runs it.
 //!
 //! Every contestant is a client's and a server's process (this program again, as
-//! `load` and `serve`), and for Envoy the two hops between them. All call the
-//! same method of the API with the same message over as many connections, and
-//! rounds go over all contestants, so that what changes on the machine meanwhile
-//! meets all of them.
+//! `load` and `serve`), and the hops between them, if it has any: Envoys, or
+//! version-bridge (this program, as `bridge`). All have the same method of the API
+//! called with the same body over as many connections, one of them by way of an
+//! older package, and rounds go over all contestants, so that what changes on the
+//! machine meanwhile meets all of them.
 //!
 //! In reading order: [`contest`], [`turn`], [`party`], [`load`], [`client`],
-//! [`server`], [`meshed`], [`envoy`], [`collector`], [`report`].
+//! [`server`], [`meshed`], [`older`], [`bridge`], [`envoy`], [`collector`],
+//! [`report`].
 
+mod bridge;
 mod client;
 mod collector;
 mod contest;
 mod envoy;
 mod load;
 mod meshed;
+mod older;
 mod party;
 mod report;
 mod server;
@@ -34,7 +39,7 @@ const IN_FLIGHT: usize = 32;
 /// How many calls a second the open loop begins.
 const RATE: u32 = 1000;
 
-/// Runs the mesh side by side with tonic and a pair of Envoy hops.
+/// Runs the mesh side by side with tonic and Envoy.
 #[derive(Parser)]
 #[command(name = "peers")]
 struct Args {
@@ -52,12 +57,14 @@ enum Role {
     Serve {
         /// How.
         stack: Stack,
-        /// Where the CA, the registry and so on are.
-        #[arg(long)]
-        data: PathBuf,
-        /// Where traces go.
-        #[arg(long)]
-        traces: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Passes calls on until its input ends, converted where that has to be.
+    #[command(hide = true)]
+    Bridge {
+        #[command(flatten)]
+        place: Place,
     },
     /// Makes the load that each line of its input asks for.
     #[command(hide = true)]
@@ -67,13 +74,20 @@ enum Role {
         /// Whom to call; the mesh finds it by itself.
         #[arg(long)]
         to: SocketAddr,
-        /// Where the CA, the registry and so on are.
-        #[arg(long)]
-        data: PathBuf,
-        /// Where traces go.
-        #[arg(long)]
-        traces: String,
+        #[command(flatten)]
+        place: Place,
     },
+}
+
+/// What every role is told.
+#[derive(clap::Args)]
+struct Place {
+    /// Where the CA, the registry and so on are.
+    #[arg(long)]
+    data: PathBuf,
+    /// Where traces go.
+    #[arg(long)]
+    traces: String,
 }
 
 /// What a client or a server is made of.
@@ -83,6 +97,8 @@ enum Stack {
     Tonic,
     /// tonic with mutual TLS.
     TonicMtls,
+    /// The same in the older package; only clients are.
+    Older,
     /// The mesh.
     Mesh,
 }
@@ -95,9 +111,10 @@ async fn main() -> ExitCode {
     let Args { role, contest } = Args::parse();
     let ended = match role {
         None => contest::run(contest).await,
-        Some(Role::Serve { stack, data, traces }) => server::run(stack, &data, &traces).await,
-        Some(Role::Load { stack, to, data, traces }) => {
-            client::run(stack, to, &data, &traces).await
+        Some(Role::Serve { stack, place }) => server::run(stack, &place.data, &place.traces).await,
+        Some(Role::Bridge { place }) => bridge::run(&place.data, &place.traces).await,
+        Some(Role::Load { stack, to, place }) => {
+            client::run(stack, to, &place.data, &place.traces).await
         }
     };
     match ended {

@@ -4,9 +4,9 @@
 use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
 use api::hooks::v1::{
-    ReceiveRequest, ReceiveResponse, hook_receiver_client::HookReceiverClient,
-    hook_receiver_server::HookReceiverServer,
+    hook_receiver_client::HookReceiverClient, hook_receiver_server::HookReceiverServer,
 };
+use bytes::Bytes;
 use mesh::{
     client::{self, Channel},
     config::Config,
@@ -28,7 +28,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, service::Routes};
 use tracing::Instrument as _;
 
-use crate::{CONNECTIONS, load::Echo, party, server::Answering};
+use crate::{
+    CONNECTIONS,
+    load::{self, Echo},
+    party,
+    server::Answering,
+};
 
 /// Who calls.
 pub(crate) const CLIENT: &str = "load";
@@ -52,6 +57,32 @@ fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
+/// The settings of every process of the mesh.
+///
+/// # Errors
+/// When one doesn't fit.
+pub(crate) fn config(data: &Path, traces: &str) -> anyhow::Result<Config> {
+    let settings = [
+        ("data", text(data)),
+        ("telemetry.endpoint", traces.to_owned()),
+        ("telemetry.sample", SAMPLE.to_string()),
+        ("log.filter", "warn".to_owned()),
+    ];
+    let mut config = Config::from_sources(None, HashMap::new(), &settings)?;
+    config.intentions.push(Intention {
+        source: CLIENT.to_owned(),
+        destination: SERVER.to_owned(),
+        action: Some(Action::Allow),
+        permissions: vec![],
+    });
+    Ok(config)
+}
+
+/// Whom the other services call, as (caller, called).
+pub(crate) fn declared() -> Vec<(String, String)> {
+    (0..OTHERS).map(|n| (format!("service-{n}"), format!("service-{}", n + 1))).collect()
+}
+
 /// What a process of the mesh has, whichever side it is.
 struct Side {
     config: Config,
@@ -65,26 +96,13 @@ struct Side {
 
 impl Side {
     async fn start(name: &str, data: &Path, traces: &str) -> anyhow::Result<Self> {
-        let settings = [
-            ("data", text(data)),
-            ("telemetry.endpoint", traces.to_owned()),
-            ("telemetry.sample", SAMPLE.to_string()),
-            ("log.filter", "warn".to_owned()),
-        ];
-        let mut config = Config::from_sources(None, HashMap::new(), &settings)?;
-        config.intentions.push(Intention {
-            source: CLIENT.to_owned(),
-            destination: SERVER.to_owned(),
-            action: Some(Action::Allow),
-            permissions: vec![],
-        });
-        let others = (0..OTHERS).map(|n| (format!("service-{n}"), format!("service-{}", n + 1)));
+        let config = config(data, traces)?;
         let telemetry = Telemetry::start(&config)?;
         let interceptors = Interceptors::default();
         Ok(Self {
             identity: identity::authority(&config)?.identity(name).await?,
             registry: registry::registry(&config)?,
-            policy: policy::policy(&config, &others.collect::<Vec<_>>()).await?,
+            policy: policy::policy(&config, &declared()).await?,
             // After the telemetry: it is what they are recorded by.
             _metrics: interceptors.attach(Arc::new(Metrics::new())),
             interceptors,
@@ -184,9 +202,9 @@ impl Client {
 pub(crate) struct Meshed(HookReceiverClient<Channel>);
 
 impl Echo for Meshed {
-    async fn call(&mut self, request: ReceiveRequest) -> Result<ReceiveResponse, Status> {
+    async fn call(&mut self, text: Bytes) -> Result<String, Status> {
         // Each call begins a trace, as each webhook does in the gateway.
         let span = trace::root(CLIENT, Kind::Server, "load");
-        Ok(self.0.receive(request).instrument(span).await?.into_inner())
+        Ok(load::text_of(self.0.receive(load::request(text)).instrument(span).await?))
     }
 }

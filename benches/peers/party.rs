@@ -1,7 +1,7 @@
 //! The processes of a contestant: each ends with the turn, says a line when it is
 //! ready, and one for each that it is asked.
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{net::SocketAddr, path::Path, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, bail};
 use serde::{Serialize, de::DeserializeOwned};
@@ -19,6 +19,14 @@ pub(crate) struct Party {
     child: Child,
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
+}
+
+/// What is between a client and its server.
+pub(crate) struct Hops {
+    /// Whom the client calls.
+    pub(crate) address: SocketAddr,
+    /// The processes, if there are any.
+    pub(crate) parties: Vec<Party>,
 }
 
 impl Party {

@@ -2,6 +2,7 @@
 
 use std::{net::Ipv4Addr, path::Path, pin::Pin, time::Duration};
 
+use anyhow::ensure;
 use api::hooks::v1::{
     GetHookRequest, GetHookResponse, GetSessionRequest, GetSessionResponse, ListHooksRequest,
     ListHooksResponse, ListSessionsRequest, ListSessionsResponse, Receipt, ReceiveBatchRequest,
@@ -33,6 +34,7 @@ const STREAMS: u32 = 1024;
 /// # Errors
 /// When it can't serve.
 pub(crate) async fn run(stack: Stack, data: &Path, traces: &str) -> anyhow::Result<()> {
+    ensure!(stack != Stack::Older, "nobody answers in the older package");
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;
     let service = HookReceiverServer::new(Answering);

@@ -7,10 +7,9 @@ use anyhow::Context as _;
 use benches::machine::{self, Others};
 
 use crate::{
-    Stack,
-    envoy::Pair,
+    Stack, envoy,
     load::{Load, Outcome},
-    party::Party,
+    party::{Hops, Party},
 };
 
 /// Who takes part.
@@ -20,10 +19,21 @@ pub(crate) enum Contestant {
     TonicMtls,
     Mesh,
     EnvoyPair,
+    EnvoyHop,
+    Bridge,
+    Converting,
 }
 
 impl Contestant {
-    pub(crate) const ALL: [Self; 4] = [Self::Tonic, Self::TonicMtls, Self::Mesh, Self::EnvoyPair];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Tonic,
+        Self::TonicMtls,
+        Self::Mesh,
+        Self::EnvoyPair,
+        Self::EnvoyHop,
+        Self::Bridge,
+        Self::Converting,
+    ];
 
     /// What people call it.
     pub(crate) fn name(self) -> &'static str {
@@ -32,15 +42,28 @@ impl Contestant {
             Self::TonicMtls => "tonic, mTLS",
             Self::Mesh => "mesh, everything on",
             Self::EnvoyPair => "pair of Envoys, mTLS",
+            Self::EnvoyHop => "one Envoy, plain",
+            Self::Bridge => "version-bridge",
+            Self::Converting => "version-bridge, converting",
         }
     }
 
-    /// What its client and its server are made of.
-    fn stack(self) -> Stack {
+    /// What its client is made of.
+    fn client(self) -> Stack {
         match self {
-            Self::Tonic | Self::EnvoyPair => Stack::Tonic,
-            Self::TonicMtls => Stack::TonicMtls,
+            Self::Tonic | Self::EnvoyPair | Self::EnvoyHop => Stack::Tonic,
+            Self::TonicMtls | Self::Bridge => Stack::TonicMtls,
+            Self::Converting => Stack::Older,
             Self::Mesh => Stack::Mesh,
+        }
+    }
+
+    /// What its server is made of.
+    fn server(self) -> Stack {
+        match self {
+            Self::Tonic | Self::EnvoyPair | Self::EnvoyHop => Stack::Tonic,
+            Self::TonicMtls => Stack::TonicMtls,
+            Self::Mesh | Self::Bridge | Self::Converting => Stack::Mesh,
         }
     }
 }
@@ -98,19 +121,12 @@ impl Stage<'_> {
     /// # Errors
     /// When a process can't be started, or a call fails.
     pub(crate) async fn turn(&self, contestant: Contestant) -> anyhow::Result<Figures> {
-        let stack = contestant.stack();
-        let mut server = self.party("serve", stack, None)?;
-        let mut to: SocketAddr = server.heard().await?;
-        let mut hops = Vec::new();
-        if contestant == Contestant::EnvoyPair {
-            let pair = Pair::start(self.envoy, self.data, to).await?;
-            to = pair.address;
-            hops.extend(pair.hops);
-        }
-        let mut client = self.party("load", stack, Some(to))?;
+        let mut server = self.party("serve", Some(contestant.server()), None)?;
+        let hops = self.hops(contestant, server.heard().await?).await?;
+        let mut client = self.party("load", Some(contestant.client()), Some(hops.address))?;
         client.heard::<String>().await?;
 
-        let mut processes = Processes { client, server, hops };
+        let mut processes = Processes { client, server, hops: hops.parties };
         processes.under(Load::Closed(self.warm_up)).await?;
         let closed = processes.under(Load::Closed(self.closed)).await?;
         let open = processes.under(Load::Open(self.open)).await?;
@@ -131,13 +147,35 @@ impl Stage<'_> {
         })
     }
 
+    /// What `contestant` has on the way to its server at `to`.
+    async fn hops(&self, contestant: Contestant, to: SocketAddr) -> anyhow::Result<Hops> {
+        match contestant {
+            Contestant::Tonic | Contestant::TonicMtls | Contestant::Mesh => {
+                Ok(Hops { address: to, parties: Vec::new() })
+            }
+            Contestant::EnvoyPair => envoy::pair(self.envoy, self.data, to).await,
+            Contestant::EnvoyHop => envoy::single(self.envoy, self.data, to).await,
+            Contestant::Bridge | Contestant::Converting => {
+                // It isn't told where the server is: it finds it by itself.
+                let mut bridge = self.party("bridge", None, None)?;
+                Ok(Hops { address: bridge.heard().await?, parties: vec![bridge] })
+            }
+        }
+    }
+
     /// This program again, in another role.
-    fn party(&self, role: &str, stack: Stack, to: Option<SocketAddr>) -> anyhow::Result<Party> {
+    fn party(
+        &self,
+        role: &str,
+        stack: Option<Stack>,
+        to: Option<SocketAddr>,
+    ) -> anyhow::Result<Party> {
         use clap::ValueEnum as _;
         let program = std::env::current_exe()?;
-        let stack = stack.to_possible_value().context("every stack has a name")?;
+        let stack = stack.and_then(|stack| stack.to_possible_value());
         let (data, to) = (self.data.display().to_string(), to.map(|to| to.to_string()));
-        let mut args = vec![role, stack.get_name(), "--data", &data, "--traces", self.traces];
+        let mut args = vec![role, "--data", &data, "--traces", self.traces];
+        args.extend(stack.iter().map(|stack| stack.get_name()));
         args.extend(to.iter().flat_map(|to| ["--to", to]));
         Party::start(&program, &args)
     }

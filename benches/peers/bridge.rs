@@ -1,0 +1,44 @@
+//! version-bridge as the hop: the service in a process of its own, as `omni serve`
+//! runs it, with the mapping of the older package. It finds the server by the
+//! registry, calls it over mutual TLS, and has on what the mesh has on.
+
+use std::{path::Path, sync::Arc};
+
+use mesh::{
+    client::VERSION_BRIDGE,
+    service::{Process, Stage},
+    telemetry::Telemetry,
+};
+use tokio_util::sync::CancellationToken;
+use version_bridge::VersionBridge;
+
+use crate::{meshed, older, party};
+
+/// Serves on a free port, says which, and ends when standard input does.
+///
+/// # Errors
+/// When the mesh can't be entered, or the mapping isn't proven.
+pub(crate) async fn run(data: &Path, traces: &str) -> anyhow::Result<()> {
+    let mut config = meshed::config(data, traces)?;
+    config.mappings = Some(older::FOLDER.into());
+    // Its usual port may be another one's; without a word it gets a free one.
+    config.services.remove(VERSION_BRIDGE);
+    let telemetry = Telemetry::start(&config)?;
+    let process = Process::start(Arc::new(config), telemetry, &meshed::declared(), 0).await?;
+    let process = Arc::new(process);
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        party::Asked::new().end().await;
+        stopped.cancel();
+    });
+    let progress = |_: &str, stage: Stage| {
+        if let Stage::Ready(address) = stage {
+            // Where nobody listens any more, our input has ended, too.
+            let _ = party::tell(&address);
+        }
+    };
+    let outcome = process.run(vec![Arc::new(VersionBridge)], Arc::new(progress), stop).await;
+    process.stop().await;
+    Ok(outcome?)
+}
