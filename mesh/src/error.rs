@@ -43,6 +43,9 @@ pub enum Error {
     /// The registry refused or can't be reached.
     #[error("registry: {0}")]
     Registry(String),
+    /// Nobody can lead by this name, or it can't be told who does.
+    #[error("leadership: {0}")]
+    Leadership(String),
     /// The Consul agent refused or can't be reached.
     #[error("consul: {url}: {cause}")]
     Consul {

@@ -2,9 +2,10 @@
 //! out, durable events, storage, telemetry, and a service's life. It knows
 //! none of the services.
 //!
-//! In reading order: [`config`], [`identity`], [`registry`], [`policy`],
-//! [`client`], [`server`], [`events`], [`store`], [`telemetry`], [`service`].
-//! [`consul`] is what the Consul side of identity, registry and policy share.
+//! In reading order: [`config`], [`identity`], [`registry`], [`leadership`],
+//! [`policy`], [`client`], [`server`], [`events`], [`store`], [`telemetry`],
+//! [`service`]. [`consul`] is what the Consul side of identity, registry,
+//! leadership and policy share.
 
 pub mod backoff;
 pub mod call;
@@ -21,6 +22,7 @@ mod gather;
 pub mod identity;
 pub mod intercept;
 pub mod json;
+pub mod leadership;
 mod pace;
 pub mod page;
 pub mod policy;

@@ -146,6 +146,16 @@ pub(crate) struct Root {
     pub(crate) active: bool,
 }
 
+/// Ends a session, if it hasn't ended.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "session/destroy/{self.id}", method = "PUT", response = "bool")]
+pub(crate) struct SessionDestroy {
+    #[endpoint(skip)]
+    pub(crate) id: String,
+    #[endpoint(skip)]
+    pub(crate) features: Option<Features>,
+}
+
 /// All intentions.
 #[derive(Debug, Endpoint)]
 #[endpoint(path = "connect/intentions", response = "Option<Vec<Intention>>")]
@@ -234,4 +244,12 @@ macro_rules! featured {
         }
     )*};
 }
-featured!(HealthConnect, CatalogServices, AgentService, CaLeaf, CaRoots, Intentions);
+featured!(
+    HealthConnect,
+    CatalogServices,
+    AgentService,
+    CaLeaf,
+    CaRoots,
+    SessionDestroy,
+    Intentions
+);

@@ -27,6 +27,8 @@ use crate::{
 
 /// How long a query is held that doesn't say it.
 const DEFAULT_WAIT: Duration = Duration::from_secs(300);
+/// The lock-delay of a session that doesn't say it.
+const DEFAULT_LOCK_DELAY: Duration = Duration::from_secs(15);
 
 /// Serves `listener`. Aborting this cuts all connections, as the end of a
 /// process does.
@@ -57,6 +59,9 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/agent/connect/ca/roots", get(roots))
         .route("/v1/connect/intentions", get(intentions))
         .route("/v1/kv/{*key}", get(read_key).put(write_key).delete(delete_key))
+        .route("/v1/session/create", put(create_session))
+        .route("/v1/session/destroy/{id}", put(destroy_session))
+        .route("/v1/session/info/{id}", get(session))
         .layer(middleware::from_fn_with_state(shared.clone(), behave))
         .with_state(shared)
 }
@@ -270,25 +275,61 @@ async fn read_key(
 struct KeyQuery {
     recurse: Option<String>,
     cas: Option<u64>,
+    /// The session that locks it, or lets go of it.
+    acquire: Option<String>,
+    release: Option<String>,
 }
 
 async fn write_key(
     Extract(shared): Agent,
-    Query(KeyQuery { cas, .. }): Query<KeyQuery>,
+    Query(KeyQuery { cas, acquire, release, .. }): Query<KeyQuery>,
     Path(key): Path<String>,
     value: Bytes,
 ) -> Response {
-    let set = shared.change(|state| match cas {
-        Some(index) => state.check_and_set(&key, &value, index),
-        None => {
+    let set = shared.change(|state| match (cas, acquire, release) {
+        (_, Some(session), _) => state.acquire_key(&key, &value, &session),
+        (_, _, Some(session)) => Ok(state.release_key(&key, &value, &session)),
+        (Some(index), ..) => Ok(state.check_and_set(&key, &value, index)),
+        _ => {
             state.set_key(&key, &value);
-            true
+            Ok(true)
         }
     });
-    Json(set).into_response()
+    match set {
+        Ok(set) => Json(set).into_response(),
+        Err(why) => (StatusCode::INTERNAL_SERVER_ERROR, why).into_response(),
+    }
 }
 
 async fn delete_key(Extract(shared): Agent, Path(key): Path<String>) -> Response {
     shared.change(|state| state.delete_key(&key));
     Json(true).into_response()
+}
+
+async fn create_session(Extract(shared): Agent, body: Bytes) -> Response {
+    let session = match serde_json::from_slice::<Value>(&body) {
+        Ok(session) => session,
+        Err(why) => return (StatusCode::BAD_REQUEST, why.to_string()).into_response(),
+    };
+    let delay = match session["LockDelay"].as_str() {
+        Some(delay) => parse_duration(delay),
+        None => Some(DEFAULT_LOCK_DELAY),
+    };
+    let Some(delay) = delay else {
+        return (StatusCode::BAD_REQUEST, "Request decode failed: LockDelay").into_response();
+    };
+    match shared.change(|state| state.create_session(session, delay)) {
+        Ok(created) => Json(created).into_response(),
+        Err(why) => (StatusCode::INTERNAL_SERVER_ERROR, why).into_response(),
+    }
+}
+
+/// Says that it did, whether there was such a session or not.
+async fn destroy_session(Extract(shared): Agent, Path(id): Path<String>) -> Response {
+    shared.change(|state| state.destroy_session(&id));
+    Json(true).into_response()
+}
+
+async fn session(Extract(shared): Agent, Path(id): Path<String>) -> Response {
+    Json(shared.state().session(&id)).into_response()
 }

@@ -2,7 +2,8 @@
 //!
 //! It answers as Consul 1.22 does what OmniBridge asks of an agent: services
 //! and their health, the Connect CA's leafs and roots, intentions, and keys,
-//! all with blocking queries. It runs no checks: a test says what is healthy.
+//! all with blocking queries; and sessions that lock keys. It runs no checks: a
+//! test says what is healthy.
 //! [`FakeConsul`]'s methods are the ways in which a real one changes or fails.
 
 mod ca;
@@ -132,6 +133,7 @@ impl FakeConsul {
     pub fn lose_services(&self) {
         self.shared.change(|state| {
             state.services.clear();
+            state.check_sessions();
             state.reset_index();
         });
     }
@@ -216,6 +218,16 @@ impl FakeConsul {
     /// The ids of all instances that are registered.
     pub fn services(&self) -> Vec<String> {
         self.shared.state().services.keys().cloned().collect()
+    }
+
+    /// All sessions, in the form of Consul's API.
+    pub fn sessions(&self) -> Vec<Value> {
+        self.shared.state().sessions()
+    }
+
+    /// Ends all sessions, as an operator may.
+    pub fn destroy_sessions(&self) {
+        self.shared.change(State::destroy_sessions);
     }
 
     /// Takes away the right to see the instances of `service`: Consul then says

@@ -1,5 +1,7 @@
 //! What the agent knows, and the index at which each part last changed.
 
+mod sessions;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -8,6 +10,7 @@ use std::{
 use base64::Engine as _;
 use serde_json::{Value, json};
 
+use self::sessions::Sessions;
 use crate::ca::ConnectCa;
 
 /// A part of the state that is watched as a whole. A real Consul's indexes are
@@ -36,6 +39,7 @@ pub(crate) struct State {
     pub(crate) intentions: BTreeMap<(String, String), Value>,
     /// Keys, in the form of the API.
     keys: BTreeMap<String, Value>,
+    sessions: Sessions,
     pub(crate) token: Option<String>,
     /// The services that the token may not see.
     pub(crate) hidden: BTreeSet<String>,
@@ -52,6 +56,7 @@ impl State {
             services: BTreeMap::new(),
             intentions: BTreeMap::new(),
             keys: BTreeMap::new(),
+            sessions: Sessions::default(),
             token: None,
             hidden: BTreeSet::new(),
         }
@@ -81,11 +86,13 @@ impl State {
         let id = service["ID"].as_str().unwrap_or_default().to_owned();
         self.services.insert(id, service);
         self.touch(Topic::Services);
+        self.check_sessions();
     }
 
     pub(crate) fn deregister(&mut self, id: &str) {
         self.services.remove(id);
         self.touch(Topic::Services);
+        self.check_sessions();
     }
 
     pub(crate) fn set_health(&mut self, id: &str, status: &str) {
@@ -93,6 +100,7 @@ impl State {
             service["Check"]["Status"] = status.into();
         }
         self.touch(Topic::Services);
+        self.check_sessions();
     }
 
     /// The instance `id` in the form of `agent/service`, with its hash.
@@ -156,16 +164,26 @@ impl State {
         now == index
     }
 
+    /// Sets `key`, whoever holds it: it stays locked, and its locks are counted anew.
     pub(crate) fn set_key(&mut self, key: &str, value: &[u8]) {
+        let session = self.keys.get(key).and_then(|pair| pair.get("Session").cloned());
+        self.put_key(key, value, 0, session);
+    }
+
+    fn put_key(&mut self, key: &str, value: &[u8], locks: u64, session: Option<Value>) {
         self.touch(Topic::Keys);
-        let pair = json!({
-            "LockIndex": 0,
+        let created = self.keys.get(key).map(|pair| pair["CreateIndex"].clone());
+        let mut pair = json!({
+            "LockIndex": locks,
             "Key": key,
             "Flags": 0,
             "Value": base64::engine::general_purpose::STANDARD.encode(value),
-            "CreateIndex": self.index,
+            "CreateIndex": created.unwrap_or_else(|| self.index.into()),
             "ModifyIndex": self.index,
         });
+        if let Some(session) = session {
+            pair["Session"] = session;
+        }
         self.keys.insert(key.to_owned(), pair);
     }
 

@@ -64,3 +64,85 @@ async fn after_a_rotation_both_roots_are_listed_and_the_chain_holds_the_cross_si
     let active: Vec<_> = (0..2).map(|n| &roots["Roots"][n]["Active"]).collect();
     assert_eq!(active, [&json!(true), &json!(false)]);
 }
+
+async fn put(consul: &FakeConsul, path: &str, body: Value) -> (u16, String) {
+    let url = format!("http://{}/v1/{path}", consul.address);
+    let client = reqwest::Client::builder().use_rustls_tls().build().unwrap();
+    let answer = client.put(url).body(body.to_string()).send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+/// Registers an instance whose check has `status`.
+fn register(consul: &FakeConsul, status: &str) {
+    consul.register(json!({ "ID": "a-1", "Name": "a", "Check": { "Status": status } }));
+}
+
+async fn create_session(consul: &FakeConsul) -> Result<String, String> {
+    let session = json!({ "LockDelay": "500ms", "ServiceChecks": [{ "ID": "service:a-1" }] });
+    let (status, answer) = put(consul, "session/create", session).await;
+    if status != 200 {
+        return Err(answer);
+    }
+    let created: Value = serde_json::from_str(&answer).unwrap();
+    Ok(created["ID"].as_str().unwrap().to_owned())
+}
+
+async fn acquire(consul: &FakeConsul, session: &str) -> (u16, String) {
+    put(consul, &format!("kv/k?acquire={session}"), json!(1)).await
+}
+
+async fn release(consul: &FakeConsul, session: &str) -> (u16, String) {
+    put(consul, &format!("kv/k?release={session}"), json!(1)).await
+}
+
+#[tokio::test]
+async fn a_session_needs_its_checks_to_be_there_and_not_critical() {
+    let consul = FakeConsul::start().await;
+    let why = create_session(&consul).await.unwrap_err();
+    assert_eq!(why, "apply failed: Missing check 'service:a-1' registration");
+    register(&consul, "critical");
+    let why = create_session(&consul).await.unwrap_err();
+    assert_eq!(why, "apply failed: Check 'service:a-1' is in critical state");
+
+    let ends: [fn(&FakeConsul); 3] = [
+        |consul| consul.set_health("a-1", "critical"),
+        |consul| consul.forget_service("a-1"),
+        |consul| consul.destroy_sessions(),
+    ];
+    for end in ends {
+        register(&consul, "passing");
+        create_session(&consul).await.unwrap();
+        assert_eq!(consul.sessions().len(), 1);
+        end(&consul);
+        assert!(consul.sessions().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_locked_by_one_session_and_for_the_lock_delay_after_its_end() {
+    let consul = FakeConsul::start().await;
+    register(&consul, "passing");
+    let one = create_session(&consul).await.unwrap();
+    let other = create_session(&consul).await.unwrap();
+    let (yes, no) = ((200, "true".to_owned()), (200, "false".to_owned()));
+    assert_eq!(acquire(&consul, &one).await, yes);
+    assert_eq!(acquire(&consul, &one).await, yes, "it holds it already");
+    assert_eq!(acquire(&consul, &other).await, no);
+    let (_, pair) = get(&consul, "kv/k").await;
+    assert_eq!((&pair[0]["Session"], &pair[0]["LockIndex"]), (&json!(one), &json!(1)));
+
+    // Let go of, it is free at once.
+    assert_eq!(release(&consul, &other).await, no);
+    assert_eq!(release(&consul, &one).await, yes);
+    assert_eq!(acquire(&consul, &other).await, yes);
+    // Its session ended, it is free later.
+    put(&consul, &format!("session/destroy/{other}"), json!(null)).await;
+    let (_, pair) = get(&consul, "kv/k").await;
+    assert_eq!(pair[0].get("Session"), None);
+    assert_eq!(acquire(&consul, &one).await, no);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(acquire(&consul, &other).await.0, 500, "it has ended");
+    assert_eq!(acquire(&consul, &one).await, yes);
+    let (_, pair) = get(&consul, "kv/k").await;
+    assert_eq!(pair[0]["LockIndex"], 3);
+}
