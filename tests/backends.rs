@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod alerts;
+#[allow(dead_code, reason = "each target runs the tests that fit it")]
 mod children;
 #[allow(dead_code, unused_imports, reason = "each target runs the tests that fit it")]
 mod fleet;
@@ -26,5 +27,6 @@ mod real_consul {
     crate::versions::on!(tests::ground::Ground::RealConsul);
     crate::fleet::on! { tests::ground::Ground::RealConsul;
         where_acls_deny_by_default_each_party_needs_its_own_policy_and_no_more
+        another_coordinator_leads_when_one_is_killed
     }
 }

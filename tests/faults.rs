@@ -18,6 +18,7 @@ mod embedded {
         a_straggler_is_cut_off_at_the_end_of_the_drain
         a_network_that_fails_an_instance_fails_no_call
         leafs_that_live_for_seconds_are_renewed_under_load
+        another_coordinator_leads_when_one_is_killed
     }
 }
 

@@ -6,4 +6,6 @@ mod children;
 
 mod embedded {
     crate::children::on!(tests::Layout::Processes);
+    // Elsewhere the backends are among the units.
+    crate::children::on! { tests::Layout::Processes; the_page_shows_what_a_reader_sees }
 }

@@ -4,11 +4,9 @@
 
 use std::{path::Path, sync::Arc};
 
-use mesh::{
-    client::VERSION_BRIDGE,
-    service::{Process, Stage},
-    telemetry::Telemetry,
-};
+use mesh::{client::VERSION_BRIDGE, service::Process, telemetry::Telemetry};
+use tokio::sync::oneshot;
+
 use tokio_util::sync::CancellationToken;
 use version_bridge::VersionBridge;
 
@@ -32,13 +30,16 @@ pub(crate) async fn run(data: &Path, traces: &str) -> anyhow::Result<()> {
         party::Asked::new().end().await;
         stopped.cancel();
     });
-    let progress = |_: &str, stage: Stage| {
-        if let Stage::Ready(address) = stage {
+    let (ready, is_ready) = oneshot::channel();
+    let told = async {
+        if let Ok(address) = is_ready.await {
             // Where nobody listens any more, our input has ended, too.
             let _ = party::tell(&address);
         }
     };
-    let outcome = process.run(vec![Arc::new(VersionBridge)], Arc::new(progress), stop).await;
+    let service = Arc::new(VersionBridge);
+    let (outcome, ()) = tokio::join!(process.run(service, ready, stop), told);
+
     process.stop().await;
     Ok(outcome?)
 }

@@ -93,14 +93,12 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
             .with_context(|| format!("{} has no place for the tables", file.display()))?;
         tokio::fs::write(file, text).await?;
     }
-    let mut missing = Vec::new();
     for (name, median) in report.ratios() {
         match median {
             Some(median) => println!("ratio {name} {median:.3}"),
-            None => missing.push(name),
+            None => println!("ratio {name} unknown: in no round did Envoy's hop add anything"),
         }
     }
-    ensure!(missing.is_empty(), "no round has {}: Envoy's hop added nothing", missing.join(", "));
     Ok(())
 }
 

@@ -30,6 +30,11 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+/// As `omni` has it: docs/decisions/021. All contestants but Envoy, which has an
+/// allocator of its own, run in this program.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// How many connections a client has to what it calls, whoever it is.
 const CONNECTIONS: usize = 16;
 /// How much a request and an answer carry.

@@ -1,16 +1,22 @@
 //! What the coordinator is asked: `omni status`, and `omni restart`, `drain` and `scale`.
 
-use std::{io::IsTerminal as _, time::Duration};
+use std::{io::IsTerminal as _, sync::Arc, time::Duration};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use api::coordinator::v1::{
-    DrainRequest, RestartRequest, ScaleRequest, UnitState, UnitStatus, WatchStatusRequest,
+    DrainRequest, GetStatusRequest, RestartRequest, ScaleRequest, UnitState, UnitStatus,
+    WatchStatusRequest, WatchStatusResponse,
     service_coordinator_client::ServiceCoordinatorClient as Client,
 };
 use chrono::Utc;
 use futures::{Stream, StreamExt as _};
-use mesh::{client::Channel, timestamp};
+use mesh::{
+    client::Channel,
+    registry::{self, Registry, Snapshot, fixed::StaticRegistry},
+    timestamp,
+};
 use serde::Serialize;
+use service_coordinator::NAME;
 
 use crate::{
     args::{Common, OfUnit, Scale, Status},
@@ -19,6 +25,8 @@ use crate::{
     operator::Operator,
     output::{self, Live, Table, line},
 };
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// A unit, as it is shown.
 #[derive(Serialize)]
@@ -31,6 +39,14 @@ struct Shown<'a> {
     wanted: Option<i32>,
     restarts: i64,
     instances: Vec<Instance<'a>>,
+}
+
+/// Everything.
+#[derive(Serialize)]
+struct All<'a> {
+    /// The id of the coordinator that leads.
+    leader: Option<&'a str>,
+    units: Vec<Shown<'a>>,
 }
 
 #[derive(Serialize)]
@@ -75,23 +91,41 @@ pub(crate) async fn status(common: &Common, args: &Status) -> anyhow::Result<()>
     let mut answers = answers.map_err(|status| failed(&status))?.into_inner();
     let is_live = std::io::stdout().is_terminal() && !args.once && !args.json;
     let (mut live, mut before) = (Live::default(), Vec::new());
-    while let Some(answer) = answers.next().await {
-        let units = answer.map_err(|status| failed(&status))?.units;
+    let mut shown: Vec<UnitStatus> = Vec::new();
+    loop {
+        let answer = tokio::select! {
+            answer = answers.next() => answer,
+            // How long ago it was goes on.
+            () = tokio::time::sleep(SECOND), if is_live && !shown.is_empty() => {
+                live.show(table(&shown))?;
+                continue;
+            }
+        };
+        let Some(answer) = answer else { break };
+        let WatchStatusResponse { units, leader } = answer.map_err(|status| failed(&status))?;
         if units.is_empty() {
             // The coordinator has only just begun to look.
             continue;
         }
         if is_live {
             live.show(table(&units))?;
+            shown = units;
         } else if !args.watch {
             return if args.json {
-                output::json(&units.iter().map(Shown::from).collect::<Vec<_>>())
+                let units = units.iter().map(Shown::from).collect();
+                output::json(&All {
+                    leader: leader.as_ref().map(|leader| leader.id.as_str()),
+                    units,
+                })
             } else {
                 table(&units).print()
             };
         } else {
             for unit in units.iter().filter(|unit| !before.contains(*unit)) {
-                told(unit, args.json)?;
+                match args.json {
+                    true => line(&serde_json::to_string(&Shown::from(unit))?)?,
+                    false => line(&dated(unit))?,
+                }
             }
             before = units;
         }
@@ -132,47 +166,47 @@ fn ago(since: chrono::DateTime<Utc>) -> String {
     humantime::format_duration(Duration::from_secs(seconds)).to_string()
 }
 
-/// One unit on a line.
-fn told(unit: &UnitStatus, json: bool) -> anyhow::Result<()> {
+/// One unit on a line, and when it was so.
+fn dated(unit: &UnitStatus) -> String {
     let shown = Shown::from(unit);
-    if json {
-        return line(&serde_json::to_string(&shown)?);
-    }
     let healthy = shown.instances.iter().filter(|instance| instance.healthy).count();
     let time = Utc::now().format("%H:%M:%S");
     let text = format!("{time}  {:19} {:9} {healthy}  {}", shown.unit, shown.state, shown.reason);
-    line(text.trim_end())
+    text.trim_end().to_owned()
 }
 
 /// `omni restart`.
 pub(crate) async fn restart(common: &Common, args: &OfUnit) -> anyhow::Result<()> {
-    let request = RestartRequest { unit: args.name.clone() };
-    let answers = client(common).await?.restart(request).await;
-    let answers = answers.map_err(|status| failed(&status))?.into_inner();
-    follow(answers.map(|answer| answer.map(|answer| answer.status))).await?;
+    for mut client in who_run(common, &args.name).await? {
+        let request = RestartRequest { unit: args.name.clone() };
+        let answers = client.restart(request).await.map_err(|status| failed(&status))?;
+        follow(answers.into_inner().map(|answer| answer.map(|answer| answer.status))).await?;
+    }
     line(&format!("{} was restarted", args.name))
 }
 
 /// `omni drain`.
 pub(crate) async fn drain(common: &Common, args: &OfUnit) -> anyhow::Result<()> {
-    let request = DrainRequest { unit: args.name.clone() };
-    let answers = client(common).await?.drain(request).await;
-    let answers = answers.map_err(|status| failed(&status))?.into_inner();
-    follow(answers.map(|answer| answer.map(|answer| answer.status))).await?;
+    for mut client in who_run(common, &args.name).await? {
+        let request = DrainRequest { unit: args.name.clone() };
+        let answers = client.drain(request).await.map_err(|status| failed(&status))?;
+        follow(answers.into_inner().map(|answer| answer.map(|answer| answer.status))).await?;
+    }
     line(&format!("{0} was drained; `omni restart {0}` has it again", args.name))
 }
 
 /// `omni scale`.
 pub(crate) async fn scale(common: &Common, args: &Scale) -> anyhow::Result<()> {
-    let request = ScaleRequest { unit: args.name.clone(), instances: args.count };
-    let answers = client(common).await?.scale(request).await;
-    let answers = answers.map_err(|status| failed(&status))?.into_inner();
-    follow(answers.map(|answer| answer.map(|answer| answer.status))).await?;
+    for mut client in who_run(common, &args.name).await? {
+        let request = ScaleRequest { unit: args.name.clone(), instances: args.count };
+        let answers = client.scale(request).await.map_err(|status| failed(&status))?;
+        follow(answers.into_inner().map(|answer| answer.map(|answer| answer.status))).await?;
+    }
     let s = if args.count == 1 { "" } else { "s" };
     line(&format!("{} has {} instance{s}", args.name, args.count))
 }
 
-/// Tells how an order goes until it is done.
+/// Tells on standard error how an order goes until it is done.
 async fn follow(
     answers: impl Stream<Item = Result<Option<UnitStatus>, tonic::Status>>,
 ) -> anyhow::Result<()> {
@@ -181,22 +215,52 @@ async fn follow(
     while let Some(answer) = answers.next().await {
         let status = answer.map_err(|status| failed(&status))?;
         if let Some(status) = status.filter(|status| before.as_ref() != Some(status)) {
-            told(&status, false)?;
+            output::whisper(&dated(&status));
             before = Some(status);
         }
     }
     Ok(())
 }
 
-/// A way to ask the coordinator, as an operator.
+/// A way to ask any coordinator, as an operator.
 async fn client(common: &Common) -> anyhow::Result<Client<Channel>> {
     let config = config::load(common, &[])?;
     let operator = Operator::new(&config, certs::OPERATOR).await?;
-    if !operator.registry.services().await?.contains_key(service_coordinator::NAME) {
-        bail!(
-            "no {} is registered: `omni up` runs one, and so does `omni serve {0}`",
-            service_coordinator::NAME
-        );
+    coordinators(operator.registry.as_ref()).await?;
+    Ok(Client::new(operator.client.channel(NAME).await?))
+}
+
+/// The coordinators that run `unit`: on each machine its own. Where nobody does, one
+/// that says why not.
+async fn who_run(common: &Common, unit: &str) -> anyhow::Result<Vec<Client<Channel>>> {
+    let mut config = config::load(common, &[])?;
+    let all = coordinators(registry::registry(&config)?.as_ref()).await?;
+    let (mut who, mut others) = (Vec::new(), Vec::new());
+    for coordinator in all.iter() {
+        config.instances = [(NAME.to_owned(), vec![coordinator.address])].into();
+        let registry = Arc::new(StaticRegistry::new(&config)?);
+        let operator = Operator::finding(&config, certs::OPERATOR, registry).await?;
+        let mut client = Client::new(operator.client.channel(NAME).await?);
+        let status = client.get_status(GetStatusRequest {}).await;
+        match status.map_err(|status| failed(&status)) {
+            // What it doesn't run it doesn't know since when.
+            Ok(answer) => {
+                let units = answer.into_inner().units;
+                let runs = units.iter().any(|one| one.name == unit && one.since.is_some());
+                if runs { who.push(client) } else { others.push(client) }
+            }
+            Err(why) => tracing::warn!(at = %coordinator.address, "it isn't asked: {why}"),
+        }
     }
-    Ok(Client::new(operator.client.channel(service_coordinator::NAME).await?))
+    others.truncate(usize::from(who.is_empty()));
+    who.append(&mut others);
+    anyhow::ensure!(!who.is_empty(), "no {NAME} answers");
+    Ok(who)
+}
+
+/// All coordinators that are registered: one at least.
+async fn coordinators(registry: &dyn Registry) -> anyhow::Result<Snapshot> {
+    registry.services().await?.remove(NAME).with_context(|| {
+        format!("no {NAME} is registered: `omni up` runs one, and so does `omni serve {NAME}`")
+    })
 }

@@ -2,17 +2,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Write as _,
     net::SocketAddr,
     pin::pin,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::bail;
 use mesh::{config::Config, telemetry::Telemetry};
 use service_coordinator::{
     Supervisor,
-    runner::{Children, Local, Processes, Retries},
+    runner::{ADMIN, Children, Local, Processes, Retries},
     supervisor::{Runner, Status},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,7 +21,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     args::{Common, Serve},
     catalogue, config,
+    output::{say, whisper},
 };
+
+/// How much longer than its drain may take a process stays without its parent.
+const AFTER_DRAIN: Duration = Duration::from_secs(5);
 
 /// How all units are, by name.
 pub(crate) type Statuses = BTreeMap<String, Status>;
@@ -39,14 +43,17 @@ pub(crate) async fn serve(common: &Common, args: &Serve) -> anyhow::Result<()> {
     let admin_port = args.admin_port.unwrap_or_else(|| config.admin_port(&args.names[0]));
     let stop = stop_signal()?;
     if args.with_parent {
-        until_input_ends(stop.clone());
+        until_input_ends(stop.clone(), config.drain_timeout + AFTER_DRAIN);
     }
     let mut told = BTreeSet::new();
-    let shown = |statuses: &Statuses, _| {
+    let shown = |statuses: &Statuses, admin: Option<SocketAddr>| {
+        if let Some(admin) = admin.filter(|_| told.is_empty()) {
+            say(&format!("{ADMIN}{admin}"));
+            told.insert(String::new());
+        }
         for (name, status) in statuses.iter().filter(|(_, status)| status.state.is_healthy()) {
             if told.insert(name.clone()) {
-                // A reader that is gone doesn't stop the services.
-                let _ = writeln!(std::io::stdout(), "{name} is ready at {}", status.notes.concat());
+                say(&format!("{name} is ready at {}", status.notes.concat()));
             }
         }
     };
@@ -114,13 +121,16 @@ pub(crate) async fn run(
 }
 
 /// Cancels `stop` when standard input ends, as it does when the parent dies that holds
-/// the other end.
-fn until_input_ends(stop: CancellationToken) {
+/// the other end; and ends this process where it is still there after `patience`, as the
+/// parent would.
+fn until_input_ends(stop: CancellationToken, patience: Duration) {
     // Reading can't be given up, and a task that reads would hold up the end.
     std::thread::spawn(move || {
         // However it ends, nobody is there any more.
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
         stop.cancel();
+        std::thread::sleep(patience);
+        std::process::exit(1);
     });
 }
 
@@ -136,7 +146,7 @@ pub(crate) fn stop_signal() -> anyhow::Result<CancellationToken> {
                 _ = int.recv() => {}
             }
             if again {
-                eprintln!("stopped at once; what was acknowledged is on disk");
+                whisper("stopped at once; what was acknowledged is on disk");
                 std::process::exit(1);
             }
             first.cancel();

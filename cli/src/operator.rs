@@ -19,7 +19,15 @@ pub(crate) struct Operator {
 impl Operator {
     /// The party `name`, with what the configuration names.
     pub(crate) async fn new(config: &Config, name: &str) -> anyhow::Result<Self> {
-        let registry = registry::registry(config)?;
+        Self::finding(config, name, registry::registry(config)?).await
+    }
+
+    /// As [`Operator::new`], but what it calls is found by `registry`.
+    pub(crate) async fn finding(
+        config: &Config,
+        name: &str,
+        registry: Arc<dyn Registry>,
+    ) -> anyhow::Result<Self> {
         let identity = identity::authority(config)?.identity(name).await?;
         let policy = policy::policy(config, &[]).await?;
         let client = Client::new(identity, registry.clone(), policy, Default::default());

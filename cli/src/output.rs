@@ -42,6 +42,17 @@ pub(crate) fn line(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Says one line to whoever is there: one who is gone stops nothing.
+pub(crate) fn say(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+/// As [`say`], on standard error.
+pub(crate) fn whisper(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
 /// Prints `value` as JSON: indented for people, on one line for machines.
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     let text = if io::stdout().is_terminal() {

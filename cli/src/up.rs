@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    io::Write as _,
     net::{SocketAddr, TcpListener},
     path::Path,
     pin::pin,
@@ -28,7 +27,7 @@ use crate::{
     args::{Common, Up},
     catalogue, certs, config,
     host::{self, Place, Statuses},
-    output::line,
+    output::{say, whisper},
 };
 
 /// The demo source.
@@ -62,7 +61,7 @@ pub(crate) async fn run(common: &Common, args: &Up) -> anyhow::Result<()> {
         shown.show(statuses, admin);
     });
     let mut services = pin!(services);
-    tokio::select! {
+    let ended = tokio::select! {
         // It is polled first, so that the certificate is there before all is up.
         biased;
         failed = certificate => {
@@ -72,7 +71,9 @@ pub(crate) async fn run(common: &Common, args: &Up) -> anyhow::Result<()> {
             services.await
         }
         ended = &mut services => ended,
-    }
+    };
+    say("stopped");
+    ended
 }
 
 /// How services are started in processes of their own, with the settings `demo` too.
@@ -106,8 +107,7 @@ fn children(
         drain_timeout: config.drain_timeout,
         doors,
         told: Arc::new(|service, number, line| {
-            // A terminal that is gone doesn't stop the services.
-            let _ = writeln!(std::io::stderr(), "{service}-{number} | {line}");
+            whisper(&format!("{service}-{number} | {line}"));
         }),
     })
 }
@@ -157,16 +157,13 @@ impl Shown {
     }
 
     fn show(&mut self, statuses: &Statuses, admin: Option<SocketAddr>) {
-        // A terminal that is gone doesn't stop the services.
-        if statuses.values().all(|status| status.state == State::Stopped) {
-            let _ = line("stopped");
-        } else if !self.is_up {
+        if !self.is_up {
             for (name, status) in statuses {
                 self.progress(name, status);
             }
             if statuses.values().all(|status| status.state.is_healthy()) {
                 self.is_up = true;
-                let _ = self.summary(statuses, admin);
+                self.summary(statuses, admin);
             }
         }
     }
@@ -196,8 +193,8 @@ impl Shown {
         bar.set_message(doing);
     }
 
-    fn summary(&self, statuses: &Statuses, admin: Option<SocketAddr>) -> anyhow::Result<()> {
-        line(&format!("OmniBridge is up, all healthy after {:.2?}\n", self.begun.elapsed()))?;
+    fn summary(&self, statuses: &Statuses, admin: Option<SocketAddr>) {
+        say(&format!("OmniBridge is up, all healthy after {:.2?}\n", self.begun.elapsed()));
         // A backend has no address of ours.
         for (name, status) in statuses.iter().filter(|(_, status)| status.notes.concat() != "") {
             let scheme = if name == "gateway" { "http" } else { "grpc, mTLS" };
@@ -205,17 +202,17 @@ impl Shown {
                 State::Degraded => format!(", {}", status.reason),
                 _ => String::new(),
             };
-            line(&format!("  {name:19} {}  ({scheme}{degraded})", status.notes.join(", ")))?;
+            say(&format!("  {name:19} {}  ({scheme}{degraded})", status.notes.join(", ")));
         }
         if let Some(admin) = admin {
-            line(&format!("  {:19} {admin}  (/readyz, /metrics)", "admin"))?;
+            say(&format!("  {:19} {admin}  (/readyz, /metrics)", "admin"));
         }
         let data = if self.data == Path::new(".omni") {
             String::new()
         } else {
             format!(" --data {}", self.data.display())
         };
-        line(&format!(
+        say(&format!(
             "\nThe source `{DEMO}` takes webhooks signed as GitHub does; its secret is in\n\
              {}. Try:\n\n\
              \x20 echo '{{\"hello\":\"mesh\"}}' | omni{data} hook send {DEMO} -\n\
@@ -224,7 +221,7 @@ impl Shown {
              Ctrl-C stops it.",
             self.data.join("hooks").join(format!("{DEMO}.secret")).display(),
             self.call(statuses, &data),
-        ))
+        ));
     }
 
     /// A call to try: by grpcurl where its certificate lies in files, else by

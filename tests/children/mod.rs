@@ -9,7 +9,7 @@ use std::{
 
 use http::StatusCode;
 use serde_json::Value;
-use tests::{Layout, Mesh, load::Load, mesh::new_id, until};
+use tests::{Layout, Mesh, load::Load, mesh::new_id, page, process::Process, until};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +19,8 @@ macro_rules! on {
         crate::children::on! { $layout;
             each_child_is_killed_in_turn_and_nothing_is_lost
             services_are_replaced_and_multiplied_without_a_failed_call
-            a_crash_loop_is_told_and_takes_nobody_down
+                        a_crash_loop_is_told_and_takes_nobody_down
+            a_child_that_hangs_is_replaced
             no_child_outlives_its_parent
         }
     };
@@ -105,7 +106,8 @@ impl Senders {
 fn status(mesh: &Mesh, unit: &str) -> Value {
     let output = mesh.omni(&["status", "--json"]);
     let units: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    let found = units.as_array().and_then(|units| units.iter().find(|u| u["unit"] == unit));
+    let found =
+        units["units"].as_array().and_then(|units| units.iter().find(|u| u["unit"] == unit));
     found.cloned().unwrap_or_else(|| String::from_utf8_lossy(&output.stderr).into())
 }
 
@@ -173,6 +175,14 @@ pub async fn each_child_is_killed_in_turn_and_nothing_is_lost(layout: Layout) {
 pub async fn services_are_replaced_and_multiplied_without_a_failed_call(layout: Layout) {
     let mesh = Arc::new(Mesh::start(layout).await);
     becomes(&mesh, "service-coordinator", "ready").await;
+    // Another coordinator, which runs nothing of it: it isn't the one to be told.
+    let other = mesh.command_of(&["serve", "service-coordinator", "--with-parent"]);
+    let other = Process::start(other, mesh.config().data.join("other.log"));
+    until("the other one is ready", || async {
+        let log = other.log();
+        if log.contains("service-coordinator is ready") { Ok(()) } else { Err(log) }
+    })
+    .await;
     let begun = Instant::now();
     let load = Load::start(&mesh.channel_as("operator", "hook-receiver").await, RATE);
     let senders = Senders::start(&mesh);
@@ -203,7 +213,24 @@ pub async fn services_are_replaced_and_multiplied_without_a_failed_call(layout: 
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && said.contains(why), "{said}");
     }
+    assert!(other.stop().success());
     Arc::into_inner(mesh).unwrap().stop().await;
+}
+
+pub async fn a_child_that_hangs_is_replaced(layout: Layout) {
+    let mesh = Mesh::start(layout).await;
+    becomes(&mesh, "service-coordinator", "ready").await;
+    let children = mesh.children("gateway");
+    let hung = children.iter().find(|child| child.service == "version-bridge").unwrap();
+    hung.pause();
+    until("it is given up", || async {
+        let status = status(&mesh, "version-bridge");
+        if status["restarts"] == 1 { Ok(()) } else { Err(status) }
+    })
+    .await;
+    becomes(&mesh, "version-bridge", "ready").await;
+    assert!(!hung.lives());
+    mesh.stop().await;
 }
 
 pub async fn a_crash_loop_is_told_and_takes_nobody_down(layout: Layout) {
@@ -241,5 +268,27 @@ pub async fn no_child_outlives_its_parent(layout: Layout) {
     .await;
     mesh.restart("gateway").await;
     mesh.each_is_in_the_trail(&[correlation]).await;
+    mesh.stop().await;
+}
+
+pub async fn the_page_shows_what_a_reader_sees(layout: Layout) {
+    let mesh = Mesh::start(layout).await;
+    for unit in ["version-bridge", "service-coordinator"] {
+        becomes(&mesh, unit, "ready").await;
+    }
+    for block in page::blocks("starting-services.md") {
+        if block.has("pkill") {
+            let children = mesh.children("gateway");
+            children.iter().find(|c| c.service == "version-bridge").unwrap().kill();
+            becomes(&mesh, "version-bridge", "failed").await;
+            becomes(&mesh, "version-bridge", "ready").await;
+            until("its events are relayed", || async {
+                let story = done(&mesh, &["events", "trace", "version-bridge"]);
+                if story.lines().count() == 4 { Ok(()) } else { Err(story) }
+            })
+            .await;
+        }
+        block.follow(|command| mesh.shell(command));
+    }
     mesh.stop().await;
 }

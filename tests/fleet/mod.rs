@@ -4,6 +4,7 @@
 mod acl;
 mod change;
 mod consul;
+mod coordinators;
 mod drain;
 mod identity;
 mod instances;
@@ -11,7 +12,9 @@ mod network;
 
 use std::time::Duration;
 
-pub use self::{acl::*, change::*, consul::*, drain::*, identity::*, instances::*, network::*};
+pub use self::{
+    acl::*, change::*, consul::*, coordinators::*, drain::*, identity::*, instances::*, network::*,
+};
 
 /// How many calls a second the fleets get while instances are killed.
 const RATE: u32 = 500;

@@ -160,7 +160,7 @@ impl Fleet {
 
     fn spawn(&mut self, service: &str, more: &[(&str, &str)]) -> Process {
         let mut command = self.command(&process::binary());
-        command.envs(more.iter().copied()).args(["serve", service]);
+        command.envs(more.iter().copied()).args(["serve", service, "--with-parent"]);
         self.start_process(command, service)
     }
 

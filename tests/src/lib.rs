@@ -3,7 +3,7 @@
 //!
 //! In reading order: [`layout`], [`backends`], [`mesh`], [`process`],
 //! [`traces`], [`tls`]; and for faults under load [`ground`], [`agent`],
-//! [`proxy`], [`fleet`], [`load`]; for versions [`shop`]; for events under kill -9 [`chaos`]; for alerts
+//! [`proxy`], [`fleet`], [`load`]; for versions [`shop`]; for the docs [`page`]; for events under kill -9 [`chaos`]; for alerts
 //! [`prometheus`]; for a broker that asks who one is [`kafka`].
 
 pub mod agent;
@@ -16,6 +16,7 @@ pub mod kafka;
 pub mod layout;
 pub mod load;
 pub mod mesh;
+pub mod page;
 pub mod process;
 pub mod prometheus;
 pub mod proxy;

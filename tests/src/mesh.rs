@@ -155,7 +155,7 @@ impl Mesh {
                 command.arg("--processes");
             }
         } else {
-            command.args(["serve", name]);
+            command.args(["serve", name, "--with-parent"]);
         }
         let process = Process::start(command, self.data.path().join(format!("{name}.log")));
         self.processes.lock().expect("no test panics here").insert(name, process);
@@ -274,6 +274,19 @@ impl Mesh {
         let healthy = all.iter().find(|s| s["service"] == service && s["health"] == "passing");
         let healthy = healthy.unwrap_or_else(|| panic!("no healthy {service}: {services}"));
         healthy["address"].as_str().and_then(|a| a.parse().ok()).expect("an address")
+    }
+
+    /// A shell that does as `script` says, and finds `omni`.
+    ///
+    /// # Panics
+    /// When `omni` is nowhere.
+    pub fn shell(&self, script: &str) -> Command {
+        let folder = process::binary().parent().expect("it is in one").to_owned();
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut command = Command::new("bash");
+        command.args(["-c", script]).env_clear().envs(&self.settings).current_dir(self.data.path());
+        command.env("PATH", format!("{}:{path}", folder.display()));
+        command
     }
 
     /// `omni` with `args`, ready to be started.

@@ -64,6 +64,12 @@ impl Offspring {
         let _ = kill_process(self.pid, Signal::KILL);
     }
 
+    /// SIGSTOP: it hangs, and its connections stay open.
+    pub fn pause(&self) {
+        // Gone already is as good.
+        let _ = kill_process(self.pid, Signal::STOP);
+    }
+
     /// Whether it is still there.
     pub fn lives(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/status", self.pid.as_raw_pid()));
@@ -85,7 +91,8 @@ impl Process {
     pub fn start(mut command: Command, log: PathBuf) -> Self {
         let out = File::options().create(true).append(true).open(&log).expect("the log opens");
         let err = out.try_clone().expect("the log opens twice");
-        let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn();
+        // Should this program abort, its input ends, and those that heed it drain.
+        let child = command.stdin(Stdio::piped()).stdout(out).stderr(err).spawn();
         Self { child: child.expect("omni starts"), log }
     }
 

@@ -4,7 +4,12 @@
 mod conversion;
 mod routing;
 
-use std::{net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use futures::stream;
 use http::{Request as HttpRequest, Response as HttpResponse};
@@ -19,6 +24,7 @@ use semver::VersionReq;
 use tests::{
     fleet::Fleet,
     ground::{Consul, Ground},
+    page,
     process::{self, Process},
     shop::{
         self, ECHO, GIVEN_UP, SLOW,
@@ -47,6 +53,7 @@ macro_rules! on {
             a_canary_gets_its_share_and_rules_change_under_load
             people_see_versions_and_set_rules
             people_call_a_version_that_nobody_speaks
+            the_page_shows_what_a_reader_sees
         }
     };
     ($ground:expr; $($test:ident)*) => {

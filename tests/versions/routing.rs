@@ -183,3 +183,20 @@ pub async fn people_call_a_version_that_nobody_speaks(ground: Ground) {
     }
     market.fleet.stop().await;
 }
+
+pub async fn the_page_shows_what_a_reader_sees(ground: Ground) {
+    let mut market = Market::open(ground, &["2.0.0"], true).await;
+    for block in page::blocks("versions.md") {
+        if block.has("shop 1.0.0 &") {
+            market.shops.push(market.fleet.shop("shop", "1.0.0").await);
+        }
+        let folder = process::binary().parent().unwrap().display().to_string();
+        block.follow(|script| {
+            let mut shell = market.fleet.command(Path::new("bash"));
+            let path = std::env::var("PATH").unwrap();
+            shell.env("PATH", format!("{folder}:{path}")).args(["-c", script]);
+            shell
+        });
+    }
+    market.fleet.stop().await;
+}

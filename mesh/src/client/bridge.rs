@@ -75,8 +75,14 @@ impl Bridge {
                 match registry.watch(VERSION_BRIDGE).await {
                     Ok(snapshots) => {
                         let name = VERSION_BRIDGE.into();
+                        let made = Balance::follow(name, identity, snapshots, metrics);
+                        // The first call waits until they are connected; else it would
+                        // go where the rules like it less.
+                        if !made.endpoints().all.is_empty() {
+                            let _ = made.pick(&Wanted::any(), &[]).await;
+                        }
                         // Nobody else sets it.
-                        let _ = balance.set(Balance::follow(name, identity, snapshots, metrics));
+                        let _ = balance.set(made);
                     }
                     Err(why) => tracing::error!(%why, "{VERSION_BRIDGE} can't be found"),
                 }

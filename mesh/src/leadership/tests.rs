@@ -232,7 +232,8 @@ async fn a_leader_whose_session_or_key_is_gone_stands_again() {
     let agent = FakeConsul::start().await;
     let _registered = register(&agent, "a").await;
     let (_a, of_a) = stand(&in_consul(&agent), "a").await;
-    let faults: [(&str, fn(&FakeConsul)); 3] = [
+    type Fault = fn(&FakeConsul);
+    let faults: [(&str, Fault); 3] = [
         ("destroyed", FakeConsul::destroy_sessions),
         ("deleted", |agent| agent.delete_key("omnibridge/leaders/scheduler")),
         ("forgotten", |agent| agent.forget_service("a")),
@@ -259,8 +260,9 @@ async fn a_consul_that_refuses_the_session_is_asked_until_it_takes_it() {
         let early = tokio::time::timeout(
             Duration::from_millis(500),
             until("it leads", &[&of_a], || of_a.is_leader()),
-        );
-        assert!(early.await.is_err(), "it leads without a check, or with one that is critical");
+        )
+        .await;
+        assert!(early.is_err(), "it leads without a check, or with one that is critical");
     }
     agent.set_health("a", "passing");
     until("a leads", &[&of_a], || of_a.is_leader()).await;

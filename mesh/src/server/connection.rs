@@ -45,6 +45,10 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// How long a connection that was accepted before the stop may take to make its
 /// first request: over HTTP/1.1 nothing can tell the peer to make it elsewhere.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
+/// How long an idle connection of the gateway stays open after the stop: whoever
+/// makes a request by it meanwhile is answered, and told that it closes behind that.
+/// Else it would close under requests that are on their way.
+const LAST_REQUEST: Duration = Duration::from_millis(500);
 
 /// Who is at the other end of the connection a request came by.
 #[derive(Clone, Debug)]
@@ -141,7 +145,8 @@ async fn serve<A, I>(
     let io = Preface::new(io, first_bytes, door.limits.handshake_timeout);
     let (io, release) = gather(io);
     let inner = TowerToHyperService::new(app);
-    let service = Tracked { inner, remote, streams: streams.clone() };
+    let is_edge = matches!(door.port, Port::Edge);
+    let service = Tracked { inner, remote, streams: streams.clone(), is_edge };
     let builder = builder(door, streams.clone());
     let connection = builder.serve_connection(TokioIo::new(io), service);
     tokio::pin!(connection);
@@ -180,9 +185,17 @@ async fn serve<A, I>(
 /// Waits until the listener stops and nobody is surprised by it.
 async fn stopped(door: &Door, streams: &Streams) {
     door.stop.cancelled().await;
-    if !matches!(door.port, Port::Mesh(..)) {
-        // Else hyper would close a connection whose request is under way.
-        let _ = tokio::time::timeout(FIRST_REQUEST, streams.first()).await;
+    if matches!(door.port, Port::Mesh(..)) {
+        return;
+    }
+    let is_edge = matches!(door.port, Port::Edge);
+    if is_edge {
+        streams.drain();
+    }
+    // Else hyper would close a connection whose request is under way.
+    let _ = tokio::time::timeout(FIRST_REQUEST, streams.first()).await;
+    if is_edge {
+        tokio::time::sleep(LAST_REQUEST).await;
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header::CONNECTION};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
@@ -76,6 +76,8 @@ pub(super) struct Tracked<S> {
     pub(super) inner: S,
     pub(super) remote: Remote,
     pub(super) streams: Arc<Streams>,
+    /// Whether only HTTP/1.1 is spoken, where an answer tells the peer to go.
+    pub(super) is_edge: bool,
 }
 
 impl<S> hyper::service::Service<Request<Incoming>> for Tracked<S>
@@ -97,7 +99,8 @@ where
         });
         request.extensions_mut().insert(self.remote.clone());
         request.extensions_mut().insert(stream.clone());
-        TrackedFuture { open: Some(open), response: self.inner.call(request) }
+        let response = self.inner.call(request);
+        TrackedFuture { open: Some(open), response, is_edge: self.is_edge }
     }
 }
 
@@ -136,8 +139,9 @@ pin_project! {
     /// A request that waits for its answer.
     pub(super) struct TrackedFuture<F> {
         #[pin]
-        response: F,
+                response: F,
         open: Option<Open>,
+        is_edge: bool,
     }
 }
 
@@ -149,8 +153,11 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let response = ready!(this.response.poll(cx))?;
+        let mut response = ready!(this.response.poll(cx))?;
         let mut open = this.open.take();
+        if *this.is_edge && open.as_ref().is_some_and(|open| open.stream.of.is_draining()) {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         Poll::Ready(Ok(response.map(|body| {
             if let Some(open) = &mut open {
                 open.stream.answering();

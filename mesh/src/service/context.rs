@@ -3,6 +3,7 @@
 use std::{future::Future, sync::Arc};
 
 use convert::Mappings;
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -10,13 +11,15 @@ use crate::{
     client::{Channel, Client},
     config::Config,
     events::{Handler, Outbox, Subscriber, Versioned, broker::Broker},
-    registry::Registry,
+    registry::{Instance, Registry},
     store::Store,
 };
 
 /// One service's part of its process.
 pub struct Context {
     pub(super) name: &'static str,
+    pub(super) instance: String,
+    pub(super) registered: watch::Receiver<Option<Arc<Instance>>>,
     pub(super) config: Arc<Config>,
     pub(super) client: Client,
     pub(super) outbox: Option<Outbox>,
@@ -24,11 +27,24 @@ pub struct Context {
     pub(super) registry: Arc<dyn Registry>,
     pub(super) mappings: Arc<Mappings>,
     pub(super) tasks: TaskTracker,
+    pub(super) leaving: CancellationToken,
+    pub(super) leavers: TaskTracker,
     pub(super) draining: CancellationToken,
     pub(super) stopping: CancellationToken,
 }
 
 impl Context {
+    /// The id of this instance, unique in the mesh.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// This instance, once it is registered; `None` where that will never be.
+    pub fn registered(&self) -> impl Future<Output = Option<Arc<Instance>>> + Send + use<> {
+        let mut registered = self.registered.clone();
+        async move { registered.wait_for(Option::is_some).await.ok()?.clone() }
+    }
+
     /// The configuration of the process.
     pub fn config(&self) -> &Config {
         &self.config
@@ -91,6 +107,18 @@ impl Context {
     /// [`Context::stopping`].
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(task);
+    }
+
+    /// Spawns a task that has to end before others are told that the service goes, such
+    /// as one that holds a lock by its registration. It must watch [`Context::leaving`],
+    /// and has 3 s from then.
+    pub fn spawn_leaver(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.leavers.spawn(task);
+    }
+
+    /// Cancelled when the service is about to be deregistered.
+    pub fn leaving(&self) -> CancellationToken {
+        self.leaving.clone()
     }
 
     /// Cancelled when the service begins to drain: open streams end now.

@@ -7,7 +7,10 @@ use std::{
 };
 
 use api::lifecycle::v1::ServiceState;
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -33,6 +36,8 @@ use crate::{
 
 /// The part of the drain's time that is kept for flushing the outbox.
 const FLUSH_SHARE: u32 = 4;
+/// How long what must be let go before the deregistration may take.
+const LEAVING: Duration = Duration::from_secs(3);
 
 /// Runs `service` until `stop`, and drains it; tells `ready` where it serves.
 pub(super) async fn run(
@@ -62,7 +67,7 @@ struct Running {
     /// Keeps the certificate's metrics.
     _reported: Arc<Identity>,
     /// Cancel what may still run when this goes.
-    _guards: [DropGuard; 4],
+    _guards: [DropGuard; 5],
 }
 
 impl Running {
@@ -84,9 +89,10 @@ impl Running {
         };
         let (stop_relay, relay) = (CancellationToken::new(), TaskTracker::new());
         let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
+        let leaving = CancellationToken::new();
         let stop_server = CancellationToken::new();
         // Should the start fail half-way, what runs already ends.
-        let all = [&stop_relay, &draining, &stopping, &stop_server];
+        let all = [&stop_relay, &leaving, &draining, &stopping, &stop_server];
         let guards = all.map(|token| token.clone().drop_guard());
         let (broker, flush) = (process.broker.clone(), flush_time(config));
         let way = match &outbox {
@@ -113,8 +119,11 @@ impl Running {
             process.interceptors.clone(),
         );
         process.clients.add(client.clone());
+        let (registered, is_registered) = watch::channel(None);
         let context = Context {
             name,
+            instance: instance.clone(),
+            registered: is_registered,
             config: config.clone(),
             client,
             outbox,
@@ -122,6 +131,8 @@ impl Running {
             registry: process.registry.clone(),
             mappings: process.mappings.clone(),
             tasks: TaskTracker::new(),
+            leaving,
+            leavers: TaskTracker::new(),
             draining,
             stopping,
         };
@@ -144,23 +155,22 @@ impl Running {
         )?;
 
         process.readiness.set(name, true).await;
-        let registration = process
-            .registry
-            .register(Instance {
-                id: instance,
-                service: name.to_owned(),
-                address,
-                admin: Some((advertised_admin(config)?, process.admin_address.port()).into()),
-                version: descriptor
-                    .version
-                    .parse()
-                    .map_err(|why| Error::Registry(format!("{name}'s version: {why}")))?,
-                packages: descriptor.packages(),
-                capabilities: descriptor.capabilities.iter().map(|c| (*c).to_owned()).collect(),
-                weight: config.weight(name),
-                healthy: true,
-            })
-            .await?;
+        let instance = Instance {
+            id: instance,
+            service: name.to_owned(),
+            address,
+            admin: Some((advertised_admin(config)?, process.admin_address.port()).into()),
+            version: descriptor
+                .version
+                .parse()
+                .map_err(|why| Error::Registry(format!("{name}'s version: {why}")))?,
+            packages: descriptor.packages(),
+            capabilities: descriptor.capabilities.iter().map(|c| (*c).to_owned()).collect(),
+            weight: config.weight(name),
+            healthy: true,
+        };
+        let registration = process.registry.register(instance.clone()).await?;
+        registered.send_replace(Some(Arc::new(instance)));
         lifecycle.tell(ServiceState::Ready, &address.to_string()).await;
         tracing::info!(service = name, %address, "ready");
         Ok(Self {
@@ -183,6 +193,11 @@ impl Running {
         tracing::info!(service = self.name, "draining");
         process.readiness.set(self.name, false).await;
         self.lifecycle.tell(ServiceState::Draining, &address).await;
+        self.context.leaving.cancel();
+        self.context.leavers.close();
+        if tokio::time::timeout(LEAVING, self.context.leavers.wait()).await.is_err() {
+            tracing::warn!(service = self.name, "it goes before what it holds is let go");
+        }
         self.registration.deregister().await;
 
         self.context.draining.cancel();

@@ -5,12 +5,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     pin::pin,
     sync::Arc,
-    time::Duration,
 };
 
 use api::coordinator::v1::{
-    Instance, Kind as ProtoKind, Phase as ProtoPhase, Unit as ProtoUnit, UnitState, UnitStatus,
+    Instance, Kind as ProtoKind, Leader, Phase as ProtoPhase, Unit as ProtoUnit, UnitChanged,
+    UnitState, UnitStatus,
 };
+use chrono::Utc;
 use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
@@ -18,30 +19,39 @@ use futures::{
 use mesh::{
     Error,
     config::Config,
+    leadership::Standing,
     registry::Snapshot,
     service::{Context, Phase},
     timestamp,
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::WatchStream;
 
 use crate::{
-    NAME,
+    NAME, lead,
     plan::{Kind, Plan, Unit},
     supervisor::{Control, Refused, State, Status},
-    units::Backend,
+    tell::Dated,
+    units::{Backend, INTERVAL},
 };
-
-/// How often a backend that somebody else looks after is looked at, and how long it may
-/// take to answer.
-const INTERVAL: Duration = Duration::from_secs(5);
 
 /// How everything is, now and whenever it changes.
 #[derive(Clone)]
 pub(crate) struct Board {
     plan: Arc<Plan>,
     control: Control,
-    shown: watch::Sender<Vec<UnitStatus>>,
+    /// Who leads.
+    known: lead::Known,
+    /// Told what changes elsewhere, where this one leads.
+    seen: mpsc::Sender<Dated>,
+    shown: watch::Sender<Shown>,
+}
+
+/// How everything is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Shown {
+    pub(crate) units: Vec<UnitStatus>,
+    pub(crate) leader: Option<Leader>,
 }
 
 /// What was seen last.
@@ -60,11 +70,18 @@ enum Sight {
     Supervised(BTreeMap<String, Status>),
     Instances(String, Snapshot),
     Answer(&'static str, Result<(), String>),
+    /// Another one leads.
+    Leads,
 }
 
 impl Board {
-    pub(crate) fn new(plan: Arc<Plan>, control: Control) -> Self {
-        Self { plan, control, shown: watch::Sender::new(vec![]) }
+    pub(crate) fn new(
+        plan: Arc<Plan>,
+        control: Control,
+        known: lead::Known,
+        seen: mpsc::Sender<Dated>,
+    ) -> Self {
+        Self { plan, control, known, seen, shown: watch::Sender::default() }
     }
 
     /// Keeps it up to date until the service stops.
@@ -79,6 +96,7 @@ impl Board {
             sights.push(snapshots.map(move |now| Sight::Instances(name.clone(), now)).boxed());
         }
         sights.push(WatchStream::new(self.control.statuses()).map(Sight::Supervised).boxed());
+        sights.push(WatchStream::new(self.known.subscribe()).map(|_| Sight::Leads).boxed());
         let config = Arc::new(context.config().clone());
         for backend in Backend::of(&config) {
             if !self.is_supervised(backend.name()) {
@@ -92,19 +110,39 @@ impl Board {
                 pin!(stream::select_all(sights).take_until(stopping.cancelled_owned()));
             while let Some(sight) = sights.next().await {
                 seen.take(sight);
-                let next = board.show(&seen);
-                board.shown.send_if_modified(|now| {
-                    let changed = *now != next;
-                    *now = next;
-                    changed
-                });
+                board.update(board.show(&seen));
             }
         });
         Ok(())
     }
 
+    fn update(&self, next: Shown) {
+        let leads = self.known.borrow().as_ref().is_some_and(Standing::is_leader);
+        self.shown.send_if_modified(|now| {
+            // There is no before for the first one.
+            for (before, after) in now.units.iter().zip(&next.units) {
+                let same = before.state == after.state && before.reason == after.reason;
+                if leads && !same && !self.is_supervised(&after.name) {
+                    let change = UnitChanged {
+                        unit: after.name.clone(),
+                        from: before.state,
+                        to: after.state,
+                        reason: after.reason.clone(),
+                        coordinator: String::new(),
+                    };
+                    if self.seen.try_send((change, Utc::now())).is_err() {
+                        tracing::warn!(unit = after.name, "a change isn't told");
+                    }
+                }
+            }
+            let changed = *now != next;
+            *now = next;
+            changed
+        });
+    }
+
     /// How everything is, now and whenever it changes.
-    pub(crate) fn shown(&self) -> watch::Receiver<Vec<UnitStatus>> {
+    pub(crate) fn shown(&self) -> watch::Receiver<Shown> {
         self.shown.subscribe()
     }
 
@@ -137,7 +175,7 @@ impl Board {
         self.control.plan().units().contains_key(unit)
     }
 
-    fn show(&self, seen: &Seen) -> Vec<UnitStatus> {
+    fn show(&self, seen: &Seen) -> Shown {
         let units = self.plan.levels().iter().flatten().map(|name| &self.plan.units()[name]);
         let works: BTreeSet<&str> = units
             .clone()
@@ -151,7 +189,10 @@ impl Board {
             Some(status) => seen.supervised(&unit.name, status),
             None => seen.observed(unit, &works),
         });
-        shown.collect()
+        let leader = self.known.borrow().as_ref().and_then(Standing::leader);
+        let leader =
+            leader.map(|leader| Leader { id: leader.id, address: leader.address.to_string() });
+        Shown { units: shown.collect(), leader }
     }
 }
 
@@ -161,6 +202,7 @@ impl Seen {
             Sight::Supervised(statuses) => self.supervised = statuses,
             Sight::Instances(service, snapshot) => drop(self.instances.insert(service, snapshot)),
             Sight::Answer(backend, answer) => drop(self.answers.insert(backend.into(), answer)),
+            Sight::Leads => {}
         }
     }
 
@@ -233,11 +275,7 @@ fn answers(backend: Backend, config: Arc<Config>) -> impl futures::Stream<Item =
             if asked {
                 tokio::time::sleep(INTERVAL).await;
             }
-            let answer = match tokio::time::timeout(INTERVAL, backend.probe(&config)).await {
-                Ok(answer) => answer.map_err(|why| why.to_string()),
-                Err(_) => Err(format!("no answer within {INTERVAL:?}")),
-            };
-            Some((Sight::Answer(backend.name(), answer), true))
+            Some((Sight::Answer(backend.name(), backend.answer(&config).await), true))
         }
     })
 }

@@ -1,6 +1,6 @@
 //! The generated trait: call the logic, answer.
 
-use std::{pin::pin, time::Duration};
+use std::pin::pin;
 
 use api::coordinator::v1::{
     DrainRequest, DrainResponse, GetPlanRequest, GetPlanResponse, GetStatusRequest,
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    board::Board,
+    board::{Board, Shown},
     supervisor::{Order, Refused},
 };
 
@@ -25,8 +25,6 @@ pub(crate) struct Handler {
 
 /// How many states of a unit wait for who follows an order.
 const PROGRESS: usize = 16;
-/// How long who follows an order may take to hear how it ended.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 type Progress<T> = ReceiverStream<Result<T, Status>>;
 
@@ -44,12 +42,15 @@ impl Handler {
     ) -> Result<Response<Progress<T>>, Status> {
         let control = self.board.control_of(&unit)?.clone();
         let (sender, receiver) = mpsc::channel(PROGRESS);
+        // For how it ends.
+        let place = sender.clone().try_reserve_owned().ok();
+
         let mut shown = self.board.shown();
         // It ends with the order, which goes on where the caller goes away.
         tokio::spawn(async move {
             let mut done = pin!(control.order(&unit, order));
             let outcome = loop {
-                let units = shown.borrow_and_update().clone();
+                let units = shown.borrow_and_update().units.clone();
                 let status = units.into_iter().find(|status| status.name == unit);
                 // Who is slow misses some of it.
                 let _ = sender.try_send(Ok(answer(status)));
@@ -60,8 +61,8 @@ impl Handler {
                     },
                 }
             };
-            if let Err(why) = outcome {
-                let _ = sender.send_timeout(Err(why.into()), PATIENCE).await;
+            if let (Err(why), Some(place)) = (outcome, place) {
+                place.send(Err(why.into()));
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -81,8 +82,8 @@ impl ServiceCoordinator for Handler {
         &self,
         _: Request<GetStatusRequest>,
     ) -> Result<Response<GetStatusResponse>, Status> {
-        let units = self.board.shown().borrow().clone();
-        Ok(Response::new(GetStatusResponse { units }))
+        let Shown { units, leader } = self.board.shown().borrow().clone();
+        Ok(Response::new(GetStatusResponse { units, leader }))
     }
 
     type WatchStatusStream = BoxStream<'static, Result<WatchStatusResponse, Status>>;
@@ -92,7 +93,8 @@ impl ServiceCoordinator for Handler {
         _: Request<WatchStatusRequest>,
     ) -> Result<Response<Self::WatchStatusStream>, Status> {
         let shown = WatchStream::new(self.board.shown());
-        let answers = shown.map(|units| Ok(WatchStatusResponse { units }));
+        let answers =
+            shown.map(|Shown { units, leader }| Ok(WatchStatusResponse { units, leader }));
         Ok(Response::new(answers.take_until(self.draining.clone().cancelled_owned()).boxed()))
     }
 

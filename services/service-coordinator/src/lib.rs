@@ -6,12 +6,13 @@
 //! them in one process or in several: [`Supervisor`], with a [`Runner`].
 //!
 //! In reading order: [`plan`], the order; [`units`], of what; [`supervisor`], what runs
-//! it; [`runner`], how services are started; `board`, how everything is; `tell`, as
-//! events; `handler`.
+//! it; [`runner`], how services are started; `board`, how everything is; `lead`, who
+//! tells of it in the whole mesh; `tell`, as events; `handler`.
 
 mod board;
 mod error;
 mod handler;
+mod lead;
 pub mod plan;
 pub mod runner;
 pub mod supervisor;
@@ -22,8 +23,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use api::coordinator::v1::service_coordinator_server::{SERVICE_NAME, ServiceCoordinatorServer};
 use async_trait::async_trait;
-use mesh::service::{Context, Descriptor, Phase, Service, Surface};
-use tokio::sync::broadcast;
+use mesh::{
+    leadership,
+    service::{Context, Descriptor, Phase, Service, Surface},
+};
+use tokio::sync::{broadcast, mpsc};
 use tonic::service::Routes;
 
 use self::{
@@ -31,8 +35,12 @@ use self::{
     handler::Handler,
     plan::Plan,
     supervisor::{Control, Transition},
+    tell::Teller,
 };
 pub use self::{supervisor::Supervisor, units::units};
+
+/// How many changes that were seen wait to be told.
+const SEEN: usize = 1024;
 
 /// Its name, as a service and as a unit.
 pub const NAME: &str = "service-coordinator";
@@ -76,12 +84,25 @@ impl Service for ServiceCoordinator {
     }
 
     async fn start(&self, context: &Context) -> Result<Surface, mesh::Error> {
-        let board = Board::new(self.plan.clone(), self.control.clone());
+        let known = lead::Known::default();
+        let stands = lead::stand(
+            context.registered(),
+            leadership::leadership(context.config())?,
+            known.clone(),
+            context.leaving(),
+        );
+        context.spawn_leaver(stands);
+        let (seen, is_seen) = mpsc::channel(SEEN);
+        let board = Board::new(self.plan.clone(), self.control.clone(), known, seen);
         board.watch(context).await?;
         let kept = self.transitions.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let transitions = kept.unwrap_or_else(|| self.control.transitions());
-        context.spawn(tell::tell(transitions, context.outbox()?.clone(), context.stopping()));
-
+        let teller = Teller {
+            coordinator: context.instance().to_owned(),
+            outbox: context.outbox()?.clone(),
+            supervised: kept.unwrap_or_else(|| self.control.transitions()),
+            seen: is_seen,
+        };
+        context.spawn(teller.run(context.stopping()));
         let handler = Handler::new(board, context.draining());
         let limit = context.config().limits.message_bytes;
         let server = ServiceCoordinatorServer::new(handler).max_decoding_message_size(limit);

@@ -17,6 +17,9 @@ use crate::plan::{Kind, Unit};
 /// How long a backend may take to answer, before it is asked again.
 const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often a backend is looked at, and how long it may take to answer.
+pub(crate) const INTERVAL: Duration = Duration::from_secs(5);
+
 /// A backend that others run. What is embedded is always there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Backend {
@@ -44,8 +47,15 @@ impl Backend {
         }
     }
 
-    /// Returns when it has answered.
-    pub(crate) async fn probe(self, config: &Config) -> Result<(), Error> {
+    /// Whether it answers; else why not.
+    pub(crate) async fn answer(self, config: &Config) -> Result<(), String> {
+        match tokio::time::timeout(INTERVAL, self.probe(config)).await {
+            Ok(answer) => answer.map_err(|why| why.to_string()),
+            Err(_) => Err(format!("no answer within {INTERVAL:?}")),
+        }
+    }
+
+    async fn probe(self, config: &Config) -> Result<(), Error> {
         match self {
             Self::Consul => registry::registry(config)?.services().await.map(drop),
             // Of no topic it is asked which brokers there are, and no more.

@@ -182,6 +182,37 @@ async fn a_connection_made_before_the_stop_has_its_request_answered() {
 }
 
 #[tokio::test]
+async fn an_idle_connection_over_http_1_is_told_to_go_by_its_next_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let site = Site::start(|_| {}).await;
+    let limits = site.config().limits.clone();
+    let app = server::app(axum::Router::new().route("/", axum::routing::get(|| async { "here" })));
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    let served = tokio::spawn(async move {
+        server::serve(listener, Security::Edge, &limits, app, stopping, DEADLINE).await;
+    });
+    let request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut used = TcpStream::connect(address).await.unwrap();
+    used.write_all(request).await.unwrap();
+    let (mut answer, mut part) = (String::new(), [0; 1024]);
+    while !answer.ends_with("here") {
+        let read = timeout(DEADLINE, used.read(&mut part)).await.unwrap().unwrap();
+        answer += std::str::from_utf8(&part[..read]).unwrap();
+    }
+    assert!(!answer.contains("connection: close"), "{answer}");
+    stop.cancel();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    used.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    timeout(DEADLINE, used.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.contains("connection: close") && answer.ends_with("here"), "{answer}");
+    timeout(DEADLINE, served).await.expect("it drains").unwrap();
+    site.stop().await;
+}
+
+#[tokio::test]
 async fn what_does_not_end_is_cut_off_at_the_deadline() {
     let site = Site::start(|_| {}).await;
     let mut client = connect(&site.caller, site.service).await.unwrap();

@@ -1,14 +1,14 @@
 //! Backends, which others run: they are looked at.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use mesh::{Error, config::Config};
 
-use crate::{supervisor::Running, units::Backend};
-
-/// How often a backend is looked at, and how long it may take to answer.
-const INTERVAL: Duration = Duration::from_secs(5);
+use crate::{
+    supervisor::Running,
+    units::{Backend, INTERVAL},
+};
 
 /// A backend that answers.
 struct Answering {
@@ -21,7 +21,7 @@ pub(super) async fn start(
     backend: Backend,
     config: Arc<Config>,
 ) -> Result<Box<dyn Running>, Error> {
-    backend.probe(&config).await?;
+    backend.answer(&config).await.map_err(Error::Registry)?;
     Ok(Box::new(Answering { backend, config }))
 }
 
@@ -34,10 +34,8 @@ impl Running for Answering {
     async fn ended(&mut self) -> String {
         loop {
             tokio::time::sleep(INTERVAL).await;
-            match tokio::time::timeout(INTERVAL, self.backend.probe(&self.config)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(why)) => return why.to_string(),
-                Err(_) => return format!("no answer within {INTERVAL:?}"),
+            if let Err(why) = self.backend.answer(&self.config).await {
+                return why;
             }
         }
     }

@@ -22,18 +22,31 @@ use tokio::{
     task::JoinHandle,
 };
 
+use tonic::transport::Endpoint;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
 use crate::supervisor::Running;
 
+/// What a process says its admin port's address behind.
+pub const ADMIN: &str = "the admin port is ";
+/// How often a child is asked whether it is there, how long it may take to answer, and how
+/// many times in a row it may not.
+const INTERVAL: Duration = Duration::from_secs(5);
+const MISSES: u32 = 3;
 /// The descriptor of the first socket that a process is handed.
 const FIRST_SOCKET: i32 = 3;
 /// How much longer than its drain may take a child is waited for.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long what a dead child wrote last may take to come.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// How many of the last lines of its standard error tell why it ended, and how many bytes a line has at most:
-/// a longer one becomes several.
+/// How many of the last lines of its standard error tell why it ended, how much of each
+/// of them, and how many bytes a line has at most: a longer one becomes several.
 const LAST_LINES: usize = 3;
+const LAST_CHARS: usize = 200;
 const LINE_BYTES: u64 = 16 * 1024;
+
+/// Is told each line that a child writes, with its service and its number.
+pub type Listener = Arc<dyn Fn(&str, u32, &str) + Send + Sync>;
 
 /// How children are started: `program arguments… serve NAME --with-parent`.
 pub struct Children {
@@ -48,19 +61,27 @@ pub struct Children {
     /// What listens in their place, by service: instances of it take over from each
     /// other, and who connects meanwhile waits.
     pub doors: BTreeMap<String, TcpListener>,
-    /// Is told each line that a child writes, with its service and its number.
-    pub told: Arc<dyn Fn(&str, u32, &str) + Send + Sync>,
+    /// Hears them.
+    pub told: Listener,
 }
 
 /// A child that is ready.
 struct Child {
     process: Process,
     address: String,
+    /// Where it is asked whether it still answers.
+    admin: Option<String>,
     /// The system closes it when this process dies, however that happens, and the child
     /// drains then. So it is held.
     _lifeline: Option<ChildStdin>,
     output: Output,
     drain_timeout: Duration,
+}
+
+/// Where a child is, once it says so.
+struct Ready {
+    address: String,
+    admin: Option<String>,
 }
 
 /// What a child writes, from when it starts until it is gone.
@@ -102,12 +123,12 @@ impl Children {
         let lifeline = process.stdin.take();
         let (ready, is_ready) = oneshot::channel();
         let mut output = self.listen(&mut process, service, number, ready);
-        let address = tokio::select! {
-            Ok(address) = is_ready => address,
+        let Ready { address, admin } = tokio::select! {
+            Ok(ready) = is_ready => ready,
             ended = process.wait() => return Err(Error::Registry(output.end(ended).await)),
         };
         let drain_timeout = self.drain_timeout;
-        Ok(Box::new(Child { process, address, _lifeline: lifeline, output, drain_timeout }))
+        Ok(Box::new(Child { process, address, admin, _lifeline: lifeline, output, drain_timeout }))
     }
 
     /// Hears all that a child writes, and when it says that it is ready.
@@ -116,20 +137,23 @@ impl Children {
         process: &mut Process,
         service: &str,
         number: u32,
-        ready: oneshot::Sender<String>,
+        ready: oneshot::Sender<Ready>,
     ) -> Output {
         let last = Arc::new(Mutex::new(VecDeque::new()));
         let for_err = last.clone();
         let (told, again) = (self.told.clone(), self.told.clone());
         let (of_out, of_err) = (service.to_owned(), service.to_owned());
         let (says, mut ready) = (format!("{service} is ready at "), Some(ready));
+        let mut admin = None;
         let out = process.stdout.take().map(|out| {
             tokio::spawn(lines(out, move |line| {
-                if let Some(address) = line.strip_prefix(&says)
+                if let Some(address) = line.strip_prefix(ADMIN) {
+                    admin = Some(address.to_owned());
+                } else if let Some(address) = line.strip_prefix(&says)
                     && let Some(ready) = ready.take()
                 {
                     // Who started it may have given up.
-                    let _ = ready.send(address.to_owned());
+                    let _ = ready.send(Ready { address: address.to_owned(), admin: admin.take() });
                 }
                 told(&of_out, number, line);
             }))
@@ -151,7 +175,12 @@ impl Running for Child {
     }
 
     async fn ended(&mut self) -> String {
-        let ended = self.process.wait().await;
+        let ended = tokio::select! {
+            ended = self.process.wait() => ended,
+            () = hangs(self.admin.as_deref()) => {
+                return format!("it hasn't answered for {:?}", MISSES * INTERVAL);
+            }
+        };
         self.output.end(ended).await
     }
 
@@ -211,10 +240,29 @@ async fn lines(stream: impl AsyncRead + Unpin, mut hear: impl FnMut(&str)) {
     }
 }
 
+/// Returns when the process whose admin port is at `admin` hasn't answered a few times in
+/// a row, whatever it would have said.
+async fn hangs(admin: Option<&str>) {
+    let Some(endpoint) = admin.and_then(|at| Endpoint::from_shared(format!("http://{at}")).ok())
+    else {
+        return std::future::pending().await;
+    };
+    let mut misses = 0;
+    while misses < MISSES {
+        tokio::time::sleep(INTERVAL).await;
+        let ask = async {
+            let channel = endpoint.connect().await.ok()?;
+            HealthClient::new(channel).check(HealthCheckRequest::default()).await.ok()
+        };
+        let answer = tokio::time::timeout(INTERVAL, ask).await;
+        misses = if matches!(answer, Ok(Some(_))) { 0 } else { misses + 1 };
+    }
+}
+
 fn keep(last: &Mutex<VecDeque<String>>, line: &str) {
     let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
     if last.len() == LAST_LINES {
         last.pop_front();
     }
-    last.push_back(line.to_owned());
+    last.push_back(line.chars().take(LAST_CHARS).collect());
 }

@@ -16,7 +16,7 @@ use mesh::{
 };
 use tokio::sync::OnceCell;
 
-pub use self::child::Children;
+pub use self::child::{ADMIN, Children};
 use crate::{
     NAME,
     plan::{Kind, Unit},

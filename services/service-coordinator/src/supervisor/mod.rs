@@ -14,14 +14,20 @@ mod tests;
 mod unit;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
+use chrono::Utc;
+
 use mesh::Error;
 use tokio::{
-    sync::{broadcast, mpsc, oneshot, watch},
+    sync::{
+        broadcast,
+        mpsc::{self, error::TrySendError},
+        oneshot, watch,
+    },
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -40,7 +46,7 @@ pub const MAX_INSTANCES: u32 = 32;
 #[async_trait]
 pub trait Runner: Send + Sync + 'static {
     /// Starts one more instance of `unit`, and returns when it is healthy. Dropped
-    /// before, it leaves nothing behind. Instance 0 is the first one of its unit, and
+    /// before, it leaves nothing running. Instance 0 is the first one of its unit, and
     /// may have what there is only one of, such as a fixed port, while it lives.
     async fn start(&self, unit: &Unit, instance: u32) -> Result<Box<dyn Running>, Failure>;
 
@@ -157,7 +163,8 @@ impl Supervisor {
     /// What can't be started ever; the others are drained.
     pub async fn run(self, runner: Arc<dyn Runner>, stop: CancellationToken) -> Result<(), Error> {
         let failed: Arc<Mutex<Option<Error>>> = Arc::default();
-        let mut units = JoinSet::new();
+        let (mut units, mut names) = (JoinSet::new(), HashMap::new());
+
         for (name, orders) in self.orders {
             let unit = unit::Supervised::new(
                 &name,
@@ -166,13 +173,17 @@ impl Supervisor {
                 stop.clone(),
                 failed.clone(),
             );
-            units.spawn(unit.run(orders));
+            names.insert(units.spawn(unit.run(orders)).id(), name);
         }
-        while let Some(ended) = units.join_next().await {
-            if let Err(why) = ended {
-                // Its own task is what would tell that it is gone.
-                return Err(Error::Registry(format!("the task of a unit ended badly: {why}")));
+        while let Some(ended) = units.join_next_with_id().await {
+            let Err(why) = ended else { continue };
+            stop.cancel();
+            if let Some(unit) = names.get(&why.id()) {
+                // Else those it depends on would wait for its end.
+                self.control.set(unit, Status { state: State::Stopped, ..Status::default() });
             }
+            let why = Error::Registry(format!("the task of a unit ended badly: {why}"));
+            failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
         }
         let failed = failed.lock().unwrap_or_else(PoisonError::into_inner).take();
         failed.map_or(Ok(()), Err)
@@ -205,8 +216,12 @@ impl Control {
         }
         let orders = self.orders.get(unit).ok_or_else(|| Refused::Unknown(unit.to_owned()))?;
         let (answer, answered) = oneshot::channel();
-        orders.try_send((order, answer)).map_err(|_| Refused::Busy(unit.to_owned()))?;
         let gone = || Refused::Failed { unit: unit.to_owned(), why: "it is ending".to_owned() };
+        orders.try_send((order, answer)).map_err(|why| match why {
+            TrySendError::Full(_) => Refused::Busy(unit.to_owned()),
+            TrySendError::Closed(_) => gone(),
+        })?;
+
         answered.await.unwrap_or_else(|_| Err(gone()))
     }
 
@@ -220,7 +235,7 @@ impl Control {
                     from: status.state,
                     to: next.state,
                     reason: next.reason.clone(),
-                    at: next.since,
+                    at: Utc::now(),
                 };
                 // Nobody may be listening.
                 let _ = self.transitions.send(transition);

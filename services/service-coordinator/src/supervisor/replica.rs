@@ -2,10 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use mesh::{Error, backoff};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -32,8 +37,6 @@ pub(super) struct Look {
     pub(super) why: String,
     /// How often it failed in a row.
     pub(super) failures: u32,
-    /// How often it was started again.
-    pub(super) restarts: u64,
 }
 
 /// How all instances of a unit are, by number.
@@ -45,6 +48,8 @@ pub(super) struct Replica {
     pub(super) number: u32,
     pub(super) runner: Arc<dyn Runner>,
     pub(super) looks: Looks,
+    /// How often any instance of the unit was started again.
+    pub(super) restarts: Arc<AtomicU64>,
     pub(super) stop: CancellationToken,
     /// Ends everything.
     pub(super) stop_all: CancellationToken,
@@ -56,13 +61,22 @@ pub(super) struct Replica {
 impl Replica {
     /// Has it up until it is stopped, and drains it.
     pub(super) async fn run(mut self) {
-        while let Some(healthy) = self.start().await {
-            self.is_first = false;
-            if !self.keep(healthy).await {
+        // A defect of whoever starts it is a failure of it, as any other.
+        while AssertUnwindSafe(self.work()).catch_unwind().await.is_err() {
+            if !self.pause("its task panicked".to_owned()).await {
                 break;
             }
         }
         self.looks.send_modify(|looks| drop(looks.remove(&self.number)));
+    }
+
+    async fn work(&mut self) {
+        while let Some(healthy) = self.start().await {
+            self.is_first = false;
+            if !self.keep(healthy).await {
+                return;
+            }
+        }
     }
 
     /// Tries until it is healthy; `None` once it is stopped.
@@ -104,6 +118,7 @@ impl Replica {
             () = self.stop.cancelled() => None,
         };
         let Some(why) = ended else {
+            self.look(|look| look.healthy = false);
             running.drain().await;
             return false;
         };
@@ -125,7 +140,7 @@ impl Replica {
         });
         tokio::select! {
             () = tokio::time::sleep(pause) => {
-                self.look(|look| look.restarts += 1);
+                                self.restarts.fetch_add(1, Ordering::Relaxed);
                 true
             }
             () = self.stop.cancelled() => false,

@@ -63,6 +63,6 @@ pub struct Transition {
     pub to: State,
     /// Why.
     pub reason: String,
-    /// Since when.
+    /// When.
     pub at: DateTime<Utc>,
 }

@@ -2,16 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use chrono::Utc;
 use mesh::Error;
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinHandle,
-};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{mpsc, watch};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     Control, Order, Refused, Runner, State, Status, Statuses, Told,
@@ -42,13 +42,14 @@ pub(super) struct Supervised {
     stop: CancellationToken,
     failed: Arc<Mutex<Option<Error>>>,
     looks: Looks,
+    restarts: Arc<AtomicU64>,
     life: watch::Sender<Life>,
 }
 
 /// The task of one instance.
 struct Task {
     stop: CancellationToken,
-    ended: JoinHandle<()>,
+    ended: AbortOnDropHandle<()>,
 }
 
 impl Task {
@@ -81,6 +82,7 @@ impl Supervised {
             stop,
             failed,
             looks: Looks::default(),
+            restarts: Arc::default(),
             life: watch::Sender::new(Life::Waiting),
         }
     }
@@ -115,9 +117,15 @@ impl Supervised {
     async fn decide(&self, mut orders: mpsc::Receiver<Told>) {
         let mut tasks = BTreeMap::new();
         let mut all = self.control.statuses();
-        let its_turn = tokio::select! {
-            turn = all.wait_for(|statuses| self.is_its_turn(statuses)) => turn.is_ok(),
-            () = self.stop.cancelled() => false,
+        let its_turn = loop {
+            tokio::select! {
+                turn = all.wait_for(|statuses| self.is_its_turn(statuses)) => break turn.is_ok(),
+                () = self.stop.cancelled() => break false,
+                Some((_, answer)) = orders.recv() => {
+                    // Who asked may have given up.
+                    let _ = answer.send(Err(self.refused("it hasn't been started yet")));
+                }
+            }
         };
         if its_turn {
             self.life.send_replace(Life::Running(1));
@@ -191,13 +199,15 @@ impl Supervised {
             number,
             runner: self.runner.clone(),
             looks: self.looks.clone(),
+            restarts: self.restarts.clone(),
             stop: stop.clone(),
             stop_all: self.stop.clone(),
             failed: self.failed.clone(),
             is_first,
         };
         self.looks.send_modify(|looks| drop(looks.insert(number, Look::default())));
-        tasks.insert(number, Task { stop, ended: tokio::spawn(replica.run()) });
+        let ended = AbortOnDropHandle::new(tokio::spawn(replica.run()));
+        tasks.insert(number, Task { stop, ended });
         number
     }
 
@@ -213,32 +223,36 @@ impl Supervised {
             self.scale(tasks, 1).await;
             return self.healthy(tasks).await;
         }
-        let beside = self.runner.is_many(&self.unit);
         for number in old {
-            if !beside {
+            if !self.runner.is_many(&self.unit) {
                 self.end(tasks, vec![number]).await;
+                let again = self.add(tasks, false);
+                self.is_healthy(again).await?;
+                continue;
             }
-            let new = self.add(tasks, false);
-            if let Err(why) = self.is_healthy(new).await {
-                if beside {
-                    // What worked goes on.
-                    self.end(tasks, vec![new]).await;
-                }
-                return Err(why);
-            }
-            if beside {
-                self.end(tasks, vec![number]).await;
+            let stand_in = self.replace(tasks, number).await?;
+            if number == 0 {
+                // It alone may have what there is only one of.
+                self.replace(tasks, stand_in).await?;
             }
         }
         Ok(())
     }
 
+    /// Has another instance in the place of `number`, which goes when that one is
+    /// healthy; else what there was goes on.
+    async fn replace(&self, tasks: &mut BTreeMap<u32, Task>, number: u32) -> Result<u32, Refused> {
+        let new = self.add(tasks, false);
+        let healthy = self.is_healthy(new).await;
+        let leaves = if healthy.is_ok() { number } else { new };
+        self.end(tasks, vec![leaves]).await;
+        healthy.map(|()| new)
+    }
+
     /// Waits until every instance is healthy.
     async fn healthy(&self, tasks: &BTreeMap<u32, Task>) -> Result<(), Refused> {
-        for number in tasks.keys() {
-            self.is_healthy(*number).await?;
-        }
-        Ok(())
+        let all = tasks.keys().map(|number| self.is_healthy(*number));
+        futures::future::try_join_all(all).await.map(drop)
     }
 
     /// Waits until an instance is healthy, as long as it may take.
@@ -288,7 +302,7 @@ impl Supervised {
         };
         let same = before.filter(|before| before.state == state);
         let since = same.map_or_else(Utc::now, |before| before.since);
-        let restarts = looks.values().map(|look| look.restarts).sum();
+        let restarts = self.restarts.load(Ordering::Relaxed);
         let notes = healthy.iter().map(|look| look.note.clone()).collect();
         Status { state, reason, since, wanted, healthy: count, restarts, notes, settled }
     }
