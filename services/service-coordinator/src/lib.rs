@@ -3,7 +3,7 @@
 //! reverse; and the service that tells how all of it is, to people and as events.
 //!
 //! It owns no data but its outbox. What starts services is a library, for whoever has
-//! them in one process or in several: [`Supervisor`], with a [`Runner`].
+//! them in one process or in several: [`Supervisor`], with a [`Runner`](supervisor::Runner).
 //!
 //! In reading order: [`plan`], the order; [`units`], of what; [`supervisor`], what runs
 //! it; [`runner`], how services are started; `board`, how everything is; `lead`, who
