@@ -8,10 +8,11 @@ use convert::{Conversion, Direction, Mapping, Transform};
 use divan::{AllocProfiler, Bencher};
 use prost_reflect::{DescriptorPool, DynamicMessage, prost::Message as _};
 use serde_json::{Value, json};
+use tikv_jemallocator::Jemalloc;
 
-/// What is allocated is part of what is promised.
+/// What is allocated is part of what is promised, by the allocator that `omni` has.
 #[global_allocator]
-static ALLOCATOR: AllocProfiler = AllocProfiler::system();
+static ALLOCATOR: AllocProfiler<Jemalloc> = AllocProfiler::new(Jemalloc);
 
 fn main() {
     divan::main();

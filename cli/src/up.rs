@@ -138,6 +138,8 @@ struct Shown {
     bars: MultiProgress,
     /// Of those that aren't healthy yet.
     waiting: BTreeMap<String, ProgressBar>,
+    /// What has to be healthy.
+    services: Vec<String>,
     begun: Instant,
     data: std::path::PathBuf,
     dev_identity: bool,
@@ -149,6 +151,7 @@ impl Shown {
         Self {
             bars: MultiProgress::new(),
             waiting: BTreeMap::new(),
+            services: catalogue::descriptors().iter().map(|d| d.name.to_owned()).collect(),
             begun,
             data: config.data.clone(),
             dev_identity: config.identity.starts_with("dev:"),
@@ -161,8 +164,13 @@ impl Shown {
             for (name, status) in statuses {
                 self.progress(name, status);
             }
-            if statuses.values().all(|status| status.state.is_healthy()) {
+            let works = |name: &String| statuses.get(name).is_some_and(|s| s.state.is_healthy());
+            if self.services.iter().all(works) {
                 self.is_up = true;
+                for bar in std::mem::take(&mut self.waiting).into_values() {
+                    bar.finish_and_clear();
+                }
+
                 self.summary(statuses, admin);
             }
         }
@@ -194,7 +202,9 @@ impl Shown {
     }
 
     fn summary(&self, statuses: &Statuses, admin: Option<SocketAddr>) {
-        say(&format!("OmniBridge is up, all healthy after {:.2?}\n", self.begun.elapsed()));
+        let ready = statuses.values().all(|status| status.state == State::Ready);
+        let how = if ready { "all healthy" } else { "degraded," };
+        say(&format!("OmniBridge is up, {how} after {:.2?}\n", self.begun.elapsed()));
         // A backend has no address of ours.
         for (name, status) in statuses.iter().filter(|(_, status)| status.notes.concat() != "") {
             let scheme = if name == "gateway" { "http" } else { "grpc, mTLS" };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use mesh::{Error, config::Config};
+use mesh::config::Config;
 
 use crate::{
     supervisor::Running,
@@ -20,8 +20,8 @@ struct Answering {
 pub(super) async fn start(
     backend: Backend,
     config: Arc<Config>,
-) -> Result<Box<dyn Running>, Error> {
-    backend.answer(&config).await.map_err(Error::Registry)?;
+) -> Result<Box<dyn Running>, String> {
+    backend.answer(&config).await?;
     Ok(Box::new(Answering { backend, config }))
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use command_fds::{CommandFdExt as _, FdMapping};
-use mesh::{Error, config::variable};
+use mesh::config::variable;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader},
@@ -97,7 +97,7 @@ impl Children {
         &self,
         service: &str,
         number: u32,
-    ) -> Result<Box<dyn Running>, Error> {
+    ) -> Result<Box<dyn Running>, String> {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).args(["serve", service, "--with-parent"]);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
@@ -109,23 +109,23 @@ impl Children {
         // What was handed to us isn't theirs.
         command.env_remove("LISTEN_FDS").env_remove("LISTEN_PID");
         if let Some(door) = self.doors.get(service) {
-            let door = door.try_clone().map_err(Error::file("the port that is handed on"))?;
+            let door = door.try_clone().map_err(|why| format!("its port is lost: {why}"))?;
             // As systemd hands on its sockets: sd_listen_fds(3).
             let mappings = vec![FdMapping { parent_fd: door.into(), child_fd: FIRST_SOCKET }];
-            command.env("LISTEN_FDS", "1").fd_mappings(mappings).map_err(|why| {
-                Error::Registry(format!("{service} can't be given its port: {why}"))
-            })?;
+            let given = command.env("LISTEN_FDS", "1").fd_mappings(mappings);
+            given.map_err(|why| format!("it can't be given its port: {why}"))?;
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A Ctrl-C is for this process, which ends its children in order.
         command.process_group(0).kill_on_drop(true);
-        let mut process = command.spawn().map_err(Error::file(&self.program))?;
+        let mut process =
+            command.spawn().map_err(|why| format!("{}: {why}", self.program.display()))?;
         let lifeline = process.stdin.take();
         let (ready, is_ready) = oneshot::channel();
         let mut output = self.listen(&mut process, service, number, ready);
         let Ready { address, admin } = tokio::select! {
             Ok(ready) = is_ready => ready,
-            ended = process.wait() => return Err(Error::Registry(output.end(ended).await)),
+            ended = process.wait() => return Err(output.end(ended).await),
         };
         let drain_timeout = self.drain_timeout;
         Ok(Box::new(Child { process, address, admin, _lifeline: lifeline, output, drain_timeout }))

@@ -88,11 +88,7 @@ impl Local {
         self.process.get_or_try_init(open).await.cloned()
     }
 
-    async fn try_start(&self, unit: &Unit) -> Result<Box<dyn Running>, Error> {
-        let backend = Backend::of(&self.config).into_iter().find(|b| b.name() == unit.name);
-        if let Some(backend) = backend {
-            return backend::start(backend, self.config.clone()).await;
-        }
+    async fn serve(&self, unit: &Unit) -> Result<Box<dyn Running>, Error> {
         let service = self.services.iter().find(|service| service.descriptor().name == unit.name);
         match service {
             Some(service) => in_process::start(self.process().await?, service.clone()).await,
@@ -104,7 +100,12 @@ impl Local {
 #[async_trait]
 impl Runner for Local {
     async fn start(&self, unit: &Unit, _: u32) -> Result<Box<dyn Running>, Failure> {
-        self.try_start(unit).await.map_err(|why| match self.retries {
+        let backend = Backend::of(&self.config).into_iter().find(|b| b.name() == unit.name);
+        if let Some(backend) = backend {
+            let answers = backend::start(backend, self.config.clone()).await;
+            return answers.map_err(Failure::Passing);
+        }
+        self.serve(unit).await.map_err(|why| match self.retries {
             Retries::Passing if !is_a_mistake(&why) => Failure::Passing(why.to_string()),
             Retries::Passing | Retries::Nothing => Failure::Final(why),
         })
@@ -129,8 +130,7 @@ impl Runner for Processes {
         if unit.kind == Kind::Backend || unit.name == NAME {
             return self.local.start(unit, number).await;
         }
-        let started = self.children.start(&unit.name, number).await;
-        started.map_err(|why| Failure::Passing(why.to_string()))
+        self.children.start(&unit.name, number).await.map_err(Failure::Passing)
     }
 
     fn is_many(&self, unit: &Unit) -> bool {
