@@ -9,7 +9,7 @@ use api::coordinator::v1::{
     service_coordinator_client::ServiceCoordinatorClient as Client,
 };
 use chrono::Utc;
-use futures::{Stream, StreamExt as _};
+use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use mesh::{
     client::Channel,
     registry::{self, Registry, Snapshot, fixed::StaticRegistry},
@@ -175,42 +175,60 @@ fn dated(unit: &UnitStatus) -> String {
     text.trim_end().to_owned()
 }
 
+/// What a service is told.
+#[derive(Clone, Copy)]
+enum Order {
+    Restart,
+    Drain,
+    Scale(i32),
+}
+
 /// `omni restart`.
 pub(crate) async fn restart(common: &Common, args: &OfUnit) -> anyhow::Result<()> {
-    for mut client in who_run(common, &args.name).await? {
-        let request = RestartRequest { unit: args.name.clone() };
-        let answers = client.restart(request).await.map_err(|status| failed(&status))?;
-        follow(answers.into_inner().map(|answer| answer.map(|answer| answer.status))).await?;
-    }
+    tell(common, &args.name, Order::Restart).await?;
     line(&format!("{} was restarted", args.name))
 }
 
 /// `omni drain`.
 pub(crate) async fn drain(common: &Common, args: &OfUnit) -> anyhow::Result<()> {
-    for mut client in who_run(common, &args.name).await? {
-        let request = DrainRequest { unit: args.name.clone() };
-        let answers = client.drain(request).await.map_err(|status| failed(&status))?;
-        follow(answers.into_inner().map(|answer| answer.map(|answer| answer.status))).await?;
-    }
+    tell(common, &args.name, Order::Drain).await?;
     line(&format!("{0} was drained; `omni restart {0}` has it again", args.name))
 }
 
 /// `omni scale`.
 pub(crate) async fn scale(common: &Common, args: &Scale) -> anyhow::Result<()> {
-    for mut client in who_run(common, &args.name).await? {
-        let request = ScaleRequest { unit: args.name.clone(), instances: args.count };
-        let answers = client.scale(request).await.map_err(|status| failed(&status))?;
-        follow(answers.into_inner().map(|answer| answer.map(|answer| answer.status))).await?;
-    }
+    tell(common, &args.name, Order::Scale(args.count)).await?;
     let s = if args.count == 1 { "" } else { "s" };
     line(&format!("{} has {} instance{s}", args.name, args.count))
 }
 
+/// Has each coordinator that runs `name` do as `order` says, one after the other.
+async fn tell(common: &Common, name: &str, order: Order) -> anyhow::Result<()> {
+    for mut client in who_run(common, name).await? {
+        let unit = name.to_owned();
+        let answers = match order {
+            Order::Restart => client
+                .restart(RestartRequest { unit })
+                .await
+                .map(|answers| answers.into_inner().map_ok(|answer| answer.status).boxed()),
+            Order::Drain => client
+                .drain(DrainRequest { unit })
+                .await
+                .map(|answers| answers.into_inner().map_ok(|answer| answer.status).boxed()),
+            Order::Scale(instances) => client
+                .scale(ScaleRequest { unit, instances })
+                .await
+                .map(|answers| answers.into_inner().map_ok(|answer| answer.status).boxed()),
+        };
+        follow(answers.map_err(|status| failed(&status))?).await?;
+    }
+    Ok(())
+}
+
 /// Tells on standard error how an order goes until it is done.
 async fn follow(
-    answers: impl Stream<Item = Result<Option<UnitStatus>, tonic::Status>>,
+    mut answers: BoxStream<'static, Result<Option<UnitStatus>, tonic::Status>>,
 ) -> anyhow::Result<()> {
-    let mut answers = std::pin::pin!(answers);
     let mut before = None;
     while let Some(answer) = answers.next().await {
         let status = answer.map_err(|status| failed(&status))?;

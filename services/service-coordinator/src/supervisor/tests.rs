@@ -27,6 +27,7 @@ enum Told {
     Hangs,
     /// It is healthy, and dies at once.
     Dies,
+    Panics,
     Never,
 }
 
@@ -78,6 +79,7 @@ impl Runner for Hand {
                 return Err(Failure::Final(Error::setting("port", "1", "is taken")));
             }
             Some(Told::Hangs) => std::future::pending().await,
+            Some(Told::Panics) => panic!("a defect"),
             Some(Told::Dies) | None => {}
         }
         let key = (unit.name.clone(), number);
@@ -368,6 +370,15 @@ async fn what_worked_once_ends_nothing() {
     site.fake.tell("a", None);
     site.is("a", State::Ready).await;
     site.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_starting_it_is_a_failure_as_any_other() {
+    let site = Site::start(vec![unit("a", &[], &[])], &[("a", Told::Panics)]);
+    assert_eq!(site.is("a", State::Failed).await.reason, "its task panicked");
+    site.fake.tell("a", None);
+    site.is("a", State::Ready).await;
+    assert_eq!(site.stop().await, ["+a", "-a"]);
 }
 
 #[tokio::test(start_paused = true)]
