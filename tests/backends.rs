@@ -19,6 +19,7 @@ mod real {
 
 mod real_processes {
     crate::children::on!(tests::Layout::RealProcesses);
+    crate::children::on! { tests::Layout::RealProcesses; a_database_that_is_away_is_waited_for }
 }
 
 mod real_consul {

@@ -36,6 +36,14 @@ async fn a_topic_that_ends_with_a_transaction_is_read_to_its_end() {
         producer.commit_transaction(LIMIT).unwrap();
     });
     written.await.unwrap();
+    // A commit is promised before its marker stands behind the events; what isn't
+    // committed isn't there.
+    let marked = async {
+        while broker.bounds(&topic).await.unwrap().values().all(|(first, next)| first == next) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, marked).await.expect("the marker is written");
 
     let mut scan = Scan::of(&*broker, &topic).await.unwrap();
     let mut read = 0;

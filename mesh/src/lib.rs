@@ -8,6 +8,7 @@
 //! leadership and policy share.
 
 pub mod backoff;
+mod bundle;
 pub mod call;
 pub mod client;
 pub mod config;

@@ -3,14 +3,22 @@
 
 use std::{
     net::TcpListener,
+    process::Stdio,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use http::StatusCode;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tests::{Layout, Mesh, load::Load, mesh::new_id, page, process::Process, until};
-use tokio::task::JoinHandle;
+use tests::{
+    Layout, Mesh, backends::Backends, load::Load, mesh::new_id, page, process::Process, until,
+};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::Command,
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 /// The tests for one layout.
@@ -19,9 +27,10 @@ macro_rules! on {
         crate::children::on! { $layout;
             each_child_is_killed_in_turn_and_nothing_is_lost
             services_are_replaced_and_multiplied_without_a_failed_call
-                        a_crash_loop_is_told_and_takes_nobody_down
+            a_crash_loop_is_told_and_takes_nobody_down
             a_child_that_hangs_is_replaced
             no_child_outlives_its_parent
+            a_broker_that_is_away_is_done_without
         }
     };
     ($layout:expr; $($test:ident)*) => {
@@ -276,6 +285,81 @@ pub async fn no_child_outlives_its_parent(layout: Layout) {
     mesh.restart("gateway").await;
     mesh.each_is_in_the_trail(&[correlation]).await;
     mesh.stop().await;
+}
+
+pub async fn a_broker_that_is_away_is_done_without(layout: Layout) {
+    let folder = tempfile::tempdir().unwrap();
+    // What is embedded is there when the mesh is.
+    let outside = if layout == Layout::Processes { Layout::Fakes } else { layout };
+    let outside = Backends::start(outside, folder.path()).await;
+    outside.stop_broker().await;
+    let settings = outside.settings();
+    let (_, events) = settings.iter().find(|(name, _)| name == "OMNI_EVENTS").unwrap();
+    let mesh = Mesh::start_with(layout, &[("OMNI_EVENTS", events.clone())]).await;
+    becomes(&mesh, "service-coordinator", "degraded").await;
+    let mut acknowledged = Vec::new();
+    for when in ["when all starts", "later"] {
+        becomes(&mesh, "kafka", "failed").await;
+        let status = becomes(&mesh, "hook-receiver", "degraded").await;
+        assert!(status["reason"].to_string().contains("kafka"), "{when}: {status}");
+        let answer = mesh.post(&new_id(), b"{}").await;
+        assert_eq!(answer.status, StatusCode::ACCEPTED, "{when}: {}", answer.body);
+        acknowledged.push(answer.body["correlation_id"].as_str().unwrap().to_owned());
+
+        outside.start_broker().await;
+        for unit in ["kafka", "hook-receiver", "audit", "gateway"] {
+            becomes(&mesh, unit, "ready").await;
+        }
+        mesh.each_is_in_the_trail(&acknowledged).await;
+        outside.stop_broker().await;
+    }
+    outside.start_broker().await;
+    mesh.stop().await;
+}
+
+pub async fn a_database_that_is_away_is_waited_for(layout: Layout) {
+    let folder = tempfile::tempdir().unwrap();
+    let outside = Backends::start(layout, folder.path()).await;
+    outside.stop_database();
+    let back = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        outside.start_database();
+    };
+    let (mesh, ()) = tokio::join!(Mesh::start(layout), back);
+    becomes(&mesh, "service-coordinator", "ready").await;
+    assert!(mesh.post(&new_id(), b"{}").await.status == StatusCode::ACCEPTED);
+
+    outside.stop_database();
+    becomes(&mesh, "postgres", "failed").await;
+    let answer = mesh.post(&new_id(), b"{}").await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{}", answer.body);
+    outside.start_database();
+    for unit in ["postgres", "hook-receiver", "audit", "gateway"] {
+        becomes(&mesh, unit, "ready").await;
+    }
+    let answer = mesh.post(&new_id(), b"{}").await;
+    let correlation = answer.body["correlation_id"].as_str().unwrap().to_owned();
+    mesh.each_is_in_the_trail(&[correlation]).await;
+    mesh.stop().await;
+}
+
+pub async fn nobody_has_to_read_what_up_prints(layout: Layout) {
+    let mesh = Mesh::start(layout).await;
+    assert!(mesh.take_process("gateway").stop().success());
+    let mut up = Command::from(mesh.command_of(&["up", "--admin-port", "0"]));
+    let mut up = up.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    BufReader::new(up.stdout.take().unwrap()).lines().next_line().await.unwrap().unwrap();
+    // From here on what it prints fails.
+    mesh.healthy().await;
+    for unit in ["gateway", "version-bridge", "service-coordinator"] {
+        becomes(&mesh, unit, "ready").await;
+    }
+    assert_eq!(mesh.post(&new_id(), b"{}").await.status, StatusCode::ACCEPTED);
+    done(&mesh, &["restart", "version-bridge"]);
+    let pid = Pid::from_raw(up.id().unwrap().try_into().unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(30), up.wait()).await;
+    assert!(ended.expect("it drains").unwrap().success());
 }
 
 pub async fn the_page_shows_what_a_reader_sees(layout: Layout) {

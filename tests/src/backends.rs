@@ -163,6 +163,29 @@ impl Backends {
         }
     }
 
+    /// Takes the database away, where it is a process.
+    ///
+    /// # Panics
+    /// When it can't.
+    pub fn stop_database(&self) {
+        self.database("stop");
+    }
+
+    /// Brings it back.
+    ///
+    /// # Panics
+    /// When it can't.
+    pub fn start_database(&self) {
+        self.database("start");
+    }
+
+    fn database(&self, verb: &str) {
+        match self {
+            Self::Real(told) => backend(told, verb, "postgres"),
+            _ => panic!("SQLite is never away"),
+        }
+    }
+
     /// How many events wait in hook-receiver's outbox, by its own table.
     ///
     /// # Errors

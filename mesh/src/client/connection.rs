@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 
 use crate::{
+    bundle::{self, Adder},
     gather::{Release, gather},
     identity::{Identity, SpiffeId, peer_id},
 };
@@ -86,8 +87,9 @@ pub(super) async fn connect(
         let peer = Peer::from_certificates(&chain)
             .ok_or_else(|| std::io::Error::other("the peer has no certificate"))?;
         let (stream, release) = gather(stream);
-        let executor = Executor { release: Arc::new(Mutex::new(Some(release))) };
-        let (send, connection) = http2::Builder::new(executor)
+        let (bundle, adder) = bundle::is_for(&identity.id()).then(bundle::bundle).unzip();
+        let executor = Executor { adder, release: Arc::new(Mutex::new(Some(release))) };
+        let (send, connection) = http2::Builder::new(executor.clone())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
@@ -101,12 +103,15 @@ pub(super) async fn connect(
         let guard = closed.clone().drop_guard();
         // It ends with its last sender, or when the peer closes or says that it
         // is going to; what is in flight then has a task of hyper's own.
-        tokio::spawn(async move {
+        executor.run(async move {
             let _guard = guard;
             if let Err(why) = connection.await {
                 tracing::debug!(%address, %why, "a connection ended");
             }
         });
+        if let Some(bundle) = bundle {
+            tokio::spawn(bundle);
+        }
         Ok::<_, std::io::Error>((send, Arc::new(peer), closed, chain))
     };
     let (send, peer, closed, chain) = tokio::time::timeout(CONNECT_TIMEOUT, handshakes)
@@ -115,16 +120,27 @@ pub(super) async fn connect(
     Ok((Connection { send, peer, closed }, trust.lost(chain)))
 }
 
-/// Spawns what hyper needs for a connection: first the task that reads and writes
-/// it, at each of whose polls' end what was gathered has to leave, then one for
-/// each call.
+/// Runs what hyper needs for a connection: first the future that reads and writes
+/// it, at each of whose polls' end what was gathered has to leave, then one for each
+/// call.
 struct Executor<T> {
+    /// Where they run; as tasks of their own, if it is `None`.
+    adder: Option<Adder>,
     release: Arc<Mutex<Option<Release<T>>>>,
+}
+
+impl<T> Executor<T> {
+    fn run(&self, future: impl Future<Output = ()> + Send + 'static) {
+        match &self.adder {
+            Some(adder) => adder.add(future),
+            None => drop(tokio::spawn(future)),
+        }
+    }
 }
 
 impl<T> Clone for Executor<T> {
     fn clone(&self) -> Self {
-        Self { release: self.release.clone() }
+        Self { adder: self.adder.clone(), release: self.release.clone() }
     }
 }
 
@@ -135,11 +151,11 @@ where
 {
     fn execute(&self, future: F) {
         match self.release.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            None => tokio::spawn(future),
-            Some(release) => tokio::spawn(async move {
+            None => self.run(future),
+            Some(release) => self.run(async move {
                 tokio::pin!(future);
                 poll_fn(|cx| release.poll(cx, |cx| future.as_mut().poll(cx))).await;
             }),
-        };
+        }
     }
 }

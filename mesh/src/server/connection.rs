@@ -7,7 +7,10 @@
 //!                refused                  or cut off ──────┘
 //! ```
 
-use std::{convert::Infallible, future::poll_fn, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc, task::Context,
+    time::Duration,
+};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use http::{Request, Response};
@@ -33,7 +36,11 @@ use super::{
     streams::Streams,
     tracked::{Tasks, Tracked},
 };
-use crate::{client::Peer, gather::gather};
+use crate::{
+    bundle::{Adder, Bundle, bundle},
+    client::Peer,
+    gather::{Release, gather},
+};
 
 /// How many of a peer's errors are answered before the connection is closed.
 const LOCAL_ERROR_RESETS: usize = 1024;
@@ -147,7 +154,8 @@ async fn serve<A, I>(
     let inner = TowerToHyperService::new(app);
     let is_edge = matches!(door.port, Port::Edge);
     let service = Tracked { inner, remote, streams: streams.clone(), is_edge };
-    let builder = builder(door, streams.clone());
+    let (mut bundle, adder) = bundle();
+    let builder = builder(door, streams.clone(), adder);
     let connection = builder.serve_connection(TokioIo::new(io), service);
     tokio::pin!(connection);
 
@@ -163,13 +171,13 @@ async fn serve<A, I>(
     let mut told = FuturesUnordered::from_iter([told]);
     let ending = tokio::select! {
         // An error is the peer's, and of no more use than that it ended.
-        _ = poll_fn(|cx| release.poll(cx, |cx| connection.as_mut().poll(cx))) => Ending::Peer,
+        _ = drive(connection.as_mut(), &mut bundle, &release) => Ending::Peer,
         Some(ending) = told.next() => match ending {
             Ending::Resets => ending,
             ending => {
                 streams.drain();
                 connection.as_mut().graceful_shutdown();
-                let rest = poll_fn(|cx| release.poll(cx, |cx| connection.as_mut().poll(cx)));
+                let rest = drive(connection.as_mut(), &mut bundle, &release);
                 tokio::select! {
                     // A stream that goes on for ever must not outlive what its
                     // connection was trusted by.
@@ -180,6 +188,16 @@ async fn serve<A, I>(
         },
     };
     opened.ended(ending);
+}
+
+/// Reads and writes, and runs what is handled on the way.
+async fn drive<C: Future, I: AsyncWrite + Unpin>(
+    mut connection: Pin<&mut C>,
+    bundle: &mut Bundle,
+    release: &Release<I>,
+) -> C::Output {
+    let mut poll = |cx: &mut Context<'_>| bundle.poll_with(cx, |cx| connection.as_mut().poll(cx));
+    poll_fn(|cx| release.poll(cx, &mut poll)).await
 }
 
 /// Waits until the listener stops and nobody is surprised by it.
@@ -199,9 +217,9 @@ async fn stopped(door: &Door, streams: &Streams) {
     }
 }
 
-fn builder(door: &Door, streams: Arc<Streams>) -> auto::Builder<Tasks> {
-    let limits = &door.limits;
-    let mut builder = auto::Builder::new(Tasks { streams, tasks: door.tasks.clone() });
+fn builder(door: &Door, streams: Arc<Streams>, connection: Adder) -> auto::Builder<Tasks> {
+    let (limits, tasks, in_place) = (&door.limits, door.tasks.clone(), door.in_place);
+    let mut builder = auto::Builder::new(Tasks { streams, tasks, connection, in_place });
     builder
         .http1()
         .timer(TokioTimer::new())

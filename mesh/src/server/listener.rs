@@ -23,6 +23,7 @@ use super::{
     streams::Streams,
 };
 use crate::{
+    bundle,
     config::LimitsConfig,
     identity::{Identity, SpiffeId},
 };
@@ -117,6 +118,8 @@ pub(super) struct Door {
     pub(super) ledger: Arc<Ledger>,
     /// Connections, and what hyper makes of their requests.
     pub(super) tasks: TaskTracker,
+    /// Whether requests that wait stay in the tasks of their connections.
+    pub(super) in_place: bool,
     pub(super) stop: CancellationToken,
     /// How long what is in flight on a connection may take to its end.
     pub(super) grace: Duration,
@@ -144,6 +147,7 @@ impl Door {
         stop: CancellationToken,
         grace: Duration,
     ) -> Arc<Self> {
+        let in_place = matches!(&security, Security::Mesh(me) if bundle::is_for(&me.id()));
         let (service, me, port) = match security {
             Security::Mesh(identity) => {
                 let tls = TlsAcceptor::from(identity.server_config());
@@ -162,6 +166,7 @@ impl Door {
             limits: limits.clone(),
             ledger: Arc::new(Ledger::new(service, me)),
             tasks: TaskTracker::new(),
+            in_place,
             stop,
             grace,
             peers: Crowd::new(limits.connections_per_peer),

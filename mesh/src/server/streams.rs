@@ -35,7 +35,7 @@ pub(super) struct Streams {
     /// Milliseconds after `made`.
     last_end: AtomicU64,
     early_resets: AtomicU32,
-    /// The unary request whose task hyper is about to spawn.
+    /// The unary request that hyper is about to have executed.
     handed: Mutex<Option<Arc<Stream>>>,
     draining: AtomicBool,
     first: CancellationToken,
@@ -110,6 +110,7 @@ impl Streams {
             of: self.clone(),
             began: Instant::now(),
             cancelled: AtomicBool::new(false),
+            arrived: AtomicBool::new(false),
             answering: AtomicBool::new(false),
         };
         Open { stream: Arc::new(stream), answered: false }
@@ -148,6 +149,8 @@ pub(super) struct Stream {
     began: Instant,
     /// Its body ended before it was whole.
     cancelled: AtomicBool,
+    /// It is there as a whole, or too large to be waited for.
+    arrived: AtomicBool,
     /// Its handler is done, and its answer on its way.
     answering: AtomicBool,
 }
@@ -155,6 +158,15 @@ pub(super) struct Stream {
 impl Stream {
     pub(super) fn cancelled(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn arrived(&self) {
+        self.arrived.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether what it waits for comes by its connection.
+    pub(super) fn waits_for_connection(&self) -> bool {
+        !self.arrived.load(Ordering::Relaxed) || self.answering.load(Ordering::Relaxed)
     }
 
     pub(super) fn answering(&self) {

@@ -2,12 +2,14 @@
 //! followed from its headers to the end of its answer.
 
 use std::{
+    future::poll_fn,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
+use futures::future::Either;
 use http::{HeaderValue, Request, Response, header::CONNECTION};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
@@ -20,36 +22,63 @@ use super::{
     Remote,
     streams::{Open, Stream, Streams},
 };
-use crate::descriptors;
+use crate::{bundle::Adder, descriptors};
 
-/// Spawns what hyper makes of each request, as tasks that the listener awaits.
+/// Up to how many bytes a request is awaited in the task of its connection: what is
+/// larger takes long to be decoded.
+const SMALL: usize = 64 * 1024;
+
+/// Takes what hyper makes of each request. It begins in the task of its connection,
+/// where what needn't wait is answered with others in one write. What waits for
+/// anything but the connection goes on in a task of its own, on any core, which the
+/// listener awaits.
 #[derive(Clone)]
 pub(super) struct Tasks {
     pub(super) streams: Arc<Streams>,
     pub(super) tasks: TaskTracker,
+    /// Adds to the connection's task.
+    pub(super) connection: Adder,
+    /// Whether what waits for anything else stays there, too.
+    pub(super) in_place: bool,
 }
 
 impl<F> hyper::rt::Executor<F> for Tasks
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    fn execute(&self, task: F) {
+    fn execute(&self, request: F) {
         // hyper calls the service and hands over what comes of it in one go, so
         // this is the request that `Tracked` saw last.
-        match self.streams.hand(None) {
-            Some(stream) => self.tasks.spawn(Bounded { task, stream, late: None }),
-            None => self.tasks.spawn(task),
+        let stream = self.streams.hand(None);
+        let request = match stream.clone() {
+            Some(stream) => Either::Left(Bounded { request, stream, late: None }),
+            None => Either::Right(request),
         };
+        if self.in_place {
+            return self.connection.add(request);
+        }
+        let (mut request, tasks) = (Some(Box::pin(request)), self.tasks.clone());
+        let stays = move || stream.as_ref().is_some_and(|stream| stream.waits_for_connection());
+        self.connection.add(poll_fn(move |cx| {
+            let waits = request.as_mut().is_some_and(|one| one.as_mut().poll(cx).is_pending());
+            if waits && stays() {
+                return Poll::Pending;
+            }
+            if let Some(request) = request.take().filter(|_| waits) {
+                tasks.spawn(request);
+            }
+            Poll::Ready(())
+        }));
     }
 }
 
 pin_project! {
-    /// The task of a unary request, given up when its answer isn't read in
+    /// A unary request, given up when its answer isn't read in
     /// time. Nothing further in can do that: a body whose caller has closed its
     /// window isn't asked for anything.
     struct Bounded<F> {
         #[pin]
-        task: F,
+        request: F,
         stream: Arc<Stream>,
         // Made when an answer has to wait: most don't.
         late: Option<Pin<Box<Sleep>>>,
@@ -61,7 +90,7 @@ impl<F: Future<Output = ()>> Future for Bounded<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        if this.task.poll(cx).is_ready() {
+        if this.request.poll(cx).is_ready() {
             return Poll::Ready(());
         }
         // Until it has an answer its deadline is the stack's.
@@ -94,8 +123,11 @@ where
         let stream = &open.stream;
         self.streams.hand(unary.then(|| stream.clone()));
         let mut request = request.map(|body| match http_body::Body::is_end_stream(&body) {
-            true => Body::empty(),
-            false => Body::new(Asked { body, stream: stream.clone() }),
+            true => {
+                stream.arrived();
+                Body::empty()
+            }
+            false => Body::new(Asked { body, stream: stream.clone(), bytes: 0 }),
         });
         request.extensions_mut().insert(self.remote.clone());
         request.extensions_mut().insert(stream.clone());
@@ -108,6 +140,7 @@ where
 struct Asked {
     body: Incoming,
     stream: Arc<Stream>,
+    bytes: usize,
 }
 
 impl http_body::Body for Asked {
@@ -119,9 +152,14 @@ impl http_body::Body for Asked {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if matches!(frame, Some(Err(_))) {
+        match &frame {
             // A handler answers that as well, to nobody.
-            self.stream.cancelled();
+            Some(Err(_)) => self.stream.cancelled(),
+            Some(Ok(frame)) => self.bytes += frame.data_ref().map_or(0, Bytes::len),
+            None => {}
+        }
+        if frame.is_none() || self.bytes > SMALL || self.body.is_end_stream() {
+            self.stream.arrived();
         }
         Poll::Ready(frame)
     }
