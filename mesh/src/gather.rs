@@ -8,13 +8,17 @@
 //! the connection's task waits again.
 
 use std::{
+    future::{Future as _, poll_fn},
     io::{self, IoSlice},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    task::coop,
+};
 
 /// How much is gathered before it is written all the same: what one TLS record
 /// holds.
@@ -74,7 +78,10 @@ impl<T: AsyncWrite + Unpin> Release<T> {
         let polled = poll(cx);
         let mut gathering = lock(&self.shared);
         gathering.polling = false;
-        if let Poll::Ready(Err(why)) = gathering.poll_release(cx) {
+        // What the poll has used up of its task's budget is no reason to hold back
+        // what is done.
+        let released = pin!(coop::unconstrained(poll_fn(|cx| gathering.poll_release(cx)))).poll(cx);
+        if let Poll::Ready(Err(why)) = released {
             gathering.failed = Some(why);
             cx.waker().wake_by_ref();
         }
@@ -184,12 +191,12 @@ fn lock<T>(shared: &Mutex<Gathering<T>>) -> MutexGuard<'_, Gathering<T>> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        future::{Future as _, poll_fn},
-        task::Waker,
-    };
+    use std::{task::Waker, time::Duration};
 
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+    };
 
     use super::*;
 
@@ -301,6 +308,26 @@ mod tests {
         assert!(write_in_one_poll(&mut stream, &release, &[b"lost"]).is_ready());
         let why = stream.read_u8().await.unwrap_err();
         assert_eq!(why.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[tokio::test]
+    async fn what_a_poll_that_has_used_up_its_budget_wrote_leaves_all_the_same() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut far, _) = listener.accept().await.unwrap();
+        let (mut stream, release) = gather(near);
+        let once = |cx: &mut Context<'_>| {
+            assert!(Pin::new(&mut stream).poll_write(cx, b"answer").is_ready());
+            while coop::has_budget_remaining() {
+                let _ = pin!(coop::consume_budget()).poll(cx);
+            }
+            Poll::Ready(())
+        };
+        let mut once = Some(once);
+        poll_fn(|cx| release.poll(cx, once.take().unwrap())).await;
+        let mut read = [0; 6];
+        let arrived = tokio::time::timeout(Duration::from_secs(5), far.read_exact(&mut read));
+        arrived.await.expect("it was written").unwrap();
     }
 
     #[tokio::test]

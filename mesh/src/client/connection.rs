@@ -102,7 +102,7 @@ pub(super) async fn connect(
         let closed = CancellationToken::new();
         let guard = closed.clone().drop_guard();
         // It ends with its last sender, or when the peer closes or says that it
-        // is going to; what is in flight then has a task of hyper's own.
+        // is going to; what is in flight then has a future of its own.
         executor.run(async move {
             let _guard = guard;
             if let Err(why) = connection.await {

@@ -116,7 +116,7 @@ pub(super) struct Door {
     pub(super) port: Port,
     pub(super) limits: LimitsConfig,
     pub(super) ledger: Arc<Ledger>,
-    /// Connections, and what hyper makes of their requests.
+    /// Connections, and requests that left their tasks.
     pub(super) tasks: TaskTracker,
     /// Whether requests that wait stay in the tasks of their connections.
     pub(super) in_place: bool,

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -35,8 +35,9 @@ pub(super) struct Streams {
     /// Milliseconds after `made`.
     last_end: AtomicU64,
     early_resets: AtomicU32,
-    /// The unary request that hyper is about to have executed.
-    handed: Mutex<Option<Arc<Stream>>>,
+    /// The unary request that hyper is about to have executed. HTTP/1.1 has nothing
+    /// executed, and leaves it; it belongs to itself.
+    handed: Mutex<Weak<Stream>>,
     draining: AtomicBool,
     first: CancellationToken,
     abused: CancellationToken,
@@ -116,10 +117,18 @@ impl Streams {
         Open { stream: Arc::new(stream), answered: false }
     }
 
-    /// Takes the request that was handed over, and leaves `stream` to be.
-    pub(super) fn hand(&self, stream: Option<Arc<Stream>>) -> Option<Arc<Stream>> {
-        let mut handed = self.handed.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *handed, stream)
+    /// Hands `stream` over to who executes it next.
+    pub(super) fn hand(&self, stream: &Arc<Stream>) {
+        *self.handed() = Arc::downgrade(stream);
+    }
+
+    /// Takes the request that was handed over.
+    pub(super) fn take_handed(&self) -> Option<Arc<Stream>> {
+        std::mem::take(&mut *self.handed()).upgrade()
+    }
+
+    fn handed(&self) -> MutexGuard<'_, Weak<Stream>> {
+        self.handed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn end(&self, began: Instant, answered: bool) {

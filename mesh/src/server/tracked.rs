@@ -29,16 +29,16 @@ use crate::{bundle::Adder, descriptors};
 const SMALL: usize = 64 * 1024;
 
 /// Takes what hyper makes of each request. It begins in the task of its connection,
-/// where what needn't wait is answered with others in one write. What waits for
-/// anything but the connection goes on in a task of its own, on any core, which the
-/// listener awaits.
+/// where what needn't wait is answered with others in one write. A unary one stays
+/// there until it is there as a whole, and while it is answered; what else has to wait
+/// goes on in a task of its own, on any core, which the listener awaits.
 #[derive(Clone)]
 pub(super) struct Tasks {
     pub(super) streams: Arc<Streams>,
     pub(super) tasks: TaskTracker,
     /// Adds to the connection's task.
     pub(super) connection: Adder,
-    /// Whether what waits for anything else stays there, too.
+    /// Whether all stays there.
     pub(super) in_place: bool,
 }
 
@@ -49,7 +49,7 @@ where
     fn execute(&self, request: F) {
         // hyper calls the service and hands over what comes of it in one go, so
         // this is the request that `Tracked` saw last.
-        let stream = self.streams.hand(None);
+        let stream = self.streams.take_handed();
         let request = match stream.clone() {
             Some(stream) => Either::Left(Bounded { request, stream, late: None }),
             None => Either::Right(request),
@@ -73,9 +73,9 @@ where
 }
 
 pin_project! {
-    /// A unary request, given up when its answer isn't read in
-    /// time. Nothing further in can do that: a body whose caller has closed its
-    /// window isn't asked for anything.
+    /// A unary request, given up when its answer isn't read in time. Nothing further
+    /// in can do that: a body whose caller has closed its window isn't asked for
+    /// anything.
     struct Bounded<F> {
         #[pin]
         request: F,
@@ -121,7 +121,9 @@ where
         let unary = descriptors::is_unary(request.uri().path());
         let open = self.streams.begin();
         let stream = &open.stream;
-        self.streams.hand(unary.then(|| stream.clone()));
+        if unary {
+            self.streams.hand(stream);
+        }
         let mut request = request.map(|body| match http_body::Body::is_end_stream(&body) {
             true => {
                 stream.arrived();
