@@ -5,8 +5,6 @@
 //! [`document`], and how they send at a rate: `pace`.
 
 pub mod document;
-#[cfg(feature = "peers")]
 pub mod machine;
-#[cfg(feature = "peers")]
 pub mod pace;
 pub mod spread;

@@ -1,5 +1,6 @@
 //! The suite on the real Consul, Kafka, PostgreSQL and Jaeger, and the faults on
-//! a real Consul. Run it one test at a time: they share these.
+//! a real Consul. Those that share these wait for one another ([`tests::turn`]): give it
+//! as many threads as there are tests, so that the others needn't.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
@@ -8,7 +9,6 @@ mod alerts;
 mod children;
 #[allow(dead_code, unused_imports, reason = "each target runs the tests that fit it")]
 mod fleet;
-mod secure_kafka;
 mod suite;
 mod transactions;
 mod versions;

@@ -1,13 +1,17 @@
 //! A Kafka that takes nobody without a certificate and a password.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 use tests::{
     Layout, Mesh,
     kafka::{PASSWORD, SecureKafka, USER},
     mesh::new_id,
 };
+use watchdog::Watchdog;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kafka_is_reached_by_tls_with_a_certificate_and_a_password() {
+    let _watchdog = Watchdog::start();
     let kafka = SecureKafka::start();
     let settings = [
         ("OMNI_EVENTS", format!("kafka://{}", kafka.address)),

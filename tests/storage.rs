@@ -3,10 +3,13 @@
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
-use tests::{Layout, Mesh, mesh::new_id, until};
+use tests::{Layout, Mesh, mesh::new_id, turn::Turn, until};
+use watchdog::Watchdog;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_full_disk_nothing_is_acknowledged_that_could_be_lost() {
+    let _turn = Turn::beside_others().await;
+    let _watchdog = Watchdog::start();
     let mesh = Mesh::start(Layout::Serve).await;
     let mut acknowledged = vec![];
     let post = async || mesh.post(&new_id(), b"{}").await;

@@ -1,75 +1,7 @@
-//! `omni`: runs the services of OmniBridge, and is their operators' tool.
-
-mod args;
-mod bridge;
-mod call;
-mod catalogue;
-mod certs;
-mod config;
-mod coordinator;
-mod events;
-mod hook;
-mod host;
-mod input;
-mod operator;
-mod output;
-mod plan;
-mod routes;
-mod services;
-mod up;
-mod versions;
+//! The program `omni`; what it does is the library.
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
-use self::args::{Args, BridgeCommand, CertsCommand, Command, ConfigCommand, HookCommand};
-
-/// Of all of the process, of what is written in C too: docs/decisions/021.
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
-#[tokio::main]
-async fn main() -> ExitCode {
-    // Several of the crates used bring a provider; rustls wants one chosen.
-    let installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    debug_assert!(installed.is_ok(), "nothing was installed before main");
-    let args = Args::parse();
-    match run(args).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            output::error(&why);
-            ExitCode::FAILURE
-        }
-    }
-}
-
-async fn run(args: Args) -> anyhow::Result<()> {
-    let common = args.common;
-    match args.command {
-        Command::Up(up) => up::run(&common, &up).await,
-        Command::Serve(serve) => host::serve(&common, &serve).await,
-        command => {
-            output::log_warnings();
-            match command {
-                Command::Up(_) | Command::Serve(_) => Ok(()),
-                Command::Plan(args) => plan::run(&common, &args),
-                Command::Status(args) => coordinator::status(&common, &args).await,
-                Command::Restart(args) => coordinator::restart(&common, &args).await,
-                Command::Drain(args) => coordinator::drain(&common, &args).await,
-                Command::Scale(args) => coordinator::scale(&common, &args).await,
-                Command::Services(args) => services::run(&common, &args).await,
-                Command::Versions(args) => versions::run(&common, &args).await,
-                Command::Routes(command) => routes::run(&common, &command).await,
-                Command::Call(args) => call::run(&common, &args).await,
-                Command::Hook(HookCommand::Send(args)) => hook::send(&common, &args).await,
-                Command::Events(command) => events::run(&common, &command).await,
-                Command::Bridge(BridgeCommand::Check(args)) => bridge::check(&args),
-                Command::Bridge(BridgeCommand::Propose(args)) => bridge::propose(&args),
-                Command::Certs(CertsCommand::Issue(args)) => certs::issue(&common, &args),
-                Command::Certs(CertsCommand::Rotate) => certs::rotate(&common),
-                Command::Config(ConfigCommand::Show(args)) => config::show(&common, &args),
-            }
-        }
-    }
+fn main() -> ExitCode {
+    cli::main()
 }

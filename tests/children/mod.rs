@@ -37,6 +37,8 @@ macro_rules! on {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
+                let _turn = tests::turn::Turn::on($layout).await;
+                let _watchdog = watchdog::Watchdog::start();
                 crate::children::$test($layout).await;
             }
         )*
@@ -321,11 +323,14 @@ pub async fn a_database_that_is_away_is_waited_for(layout: Layout) {
     let folder = tempfile::tempdir().unwrap();
     let outside = Backends::start(layout, folder.path()).await;
     outside.stop_database();
-    let back = async {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        outside.start_database();
-    };
-    let (mesh, ()) = tokio::join!(Mesh::start(layout), back);
+    let mesh = Mesh::begin(layout, &[]).await;
+    until("it is missed", || async {
+        let log = mesh.log("gateway");
+        if log.contains("postgres") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    outside.start_database();
+    mesh.healthy().await;
     becomes(&mesh, "service-coordinator", "ready").await;
     assert!(mesh.post(&new_id(), b"{}").await.status == StatusCode::ACCEPTED);
 

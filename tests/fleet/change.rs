@@ -30,7 +30,7 @@ const APART: Duration = Duration::from_millis(20);
 pub async fn a_change_is_routed_by_at_once(ground: Ground) {
     let consul = Consul::start(ground).await.unwrap();
     let address = consul.address();
-    let mut fleet = Fleet::start(Ground::Embedded, 2).await;
+    let mut fleet = Fleet::start_alone(Ground::Embedded, 2).await;
     fleet.consul = Some(consul);
     let consul = fleet.consul.as_ref().unwrap();
     let config = fleet.config();

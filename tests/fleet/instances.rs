@@ -8,7 +8,7 @@ use tests::{fleet::Fleet, ground::Ground, load::Load, until};
 use super::{AVOIDED, LOW_RATE, RATE, setting};
 
 pub async fn a_killed_instance_is_avoided_and_no_call_fails(ground: Ground) {
-    let mut fleet = Fleet::start(ground, 3).await;
+    let mut fleet = Fleet::start_alone(ground, 3).await;
     let load = fleet.load(RATE).await;
     let killed = fleet.kill(0);
     load.run(Duration::from_secs(3)).await;
@@ -20,7 +20,7 @@ pub async fn a_killed_instance_is_avoided_and_no_call_fails(ground: Ground) {
 }
 
 pub async fn a_killed_instance_is_avoided_while_consul_hangs(ground: Ground) {
-    let mut fleet = Fleet::start(ground, 3).await;
+    let mut fleet = Fleet::start_alone(ground, 3).await;
     let load = fleet.load(RATE).await;
     fleet.consul.as_ref().unwrap().hang();
     let killed = fleet.kill(0);
@@ -37,7 +37,7 @@ pub async fn a_killed_instance_is_avoided_while_consul_hangs(ground: Ground) {
 /// those that start two seconds later may not know of it. Reads only: it may be
 /// paused with the lock on the database that it shares with the others.
 pub async fn a_paused_instance_is_avoided_and_used_again(ground: Ground) {
-    let fleet = Fleet::start(ground, 3).await;
+    let fleet = Fleet::start_alone(ground, 3).await;
     let load = Load::reads(&fleet.channel().await, RATE, Duration::from_secs(1));
     load.run(Duration::from_secs(1)).await;
     let paused = fleet.pause(0);
@@ -104,7 +104,7 @@ pub async fn the_last_instance_leaving_is_noticed_and_the_next_one_is_found(grou
 }
 
 pub async fn an_idle_client_recovers_after_everything_restarted(ground: Ground) {
-    let mut fleet = Fleet::start(ground, 2).await;
+    let mut fleet = Fleet::start_alone(ground, 2).await;
     let mut client = HookReceiverClient::new(fleet.channel().await);
     client.list_sessions(ListSessionsRequest::default()).await.unwrap();
     fleet.kill(0);

@@ -13,7 +13,7 @@ use tests::{
 use super::{AVOIDED, RATE};
 
 pub async fn a_network_that_fails_an_instance_fails_no_call(ground: Ground) {
-    let fleet = Fleet::start(ground, 3).await;
+    let fleet = Fleet::start_alone(ground, 3).await;
     let proxy = Proxy::start(fleet.address(0)).await;
     let config = fleet.config();
     let proxies = HashMap::from([(fleet.address(0), proxy.address)]);

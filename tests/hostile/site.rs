@@ -31,6 +31,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, codec::CompressionEncoding, service::Routes};
+use watchdog::Watchdog;
 
 /// The service.
 pub const SERVICE: &str = "audit";
@@ -81,6 +82,7 @@ pub struct Site {
     policy: watch::Receiver<Arc<Policy>>,
     _policy: watch::Sender<Arc<Policy>>,
     _folder: tempfile::TempDir,
+    _watchdog: Watchdog,
 }
 
 impl Site {
@@ -114,6 +116,7 @@ impl Site {
             policy: policies,
             _policy: policy,
             _folder: folder,
+            _watchdog: Watchdog::start(),
         };
         site.service = site.spawn("127.0.0.1:0", site.stop.clone(), CancellationToken::new()).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

@@ -3,23 +3,20 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
+    io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
-    process::Command,
-    sync::mpsc,
-    time::Duration,
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::{Mutex, PoisonError},
 };
 
 use fake_consul::FakeConsul;
-use rdkafka::mocking::MockCluster;
 use sea_orm::{
     ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection, DbBackend, DbErr,
     QueryResult, Statement,
 };
 use serde_json::json;
-use tokio::net::TcpSocket;
 
-use crate::Layout;
+use crate::{Layout, process::binary_named};
 
 /// The backends of one mesh.
 pub enum Backends {
@@ -266,9 +263,9 @@ impl Backends {
                 let address = &told["CONSUL_HTTP_ADDR"];
                 let url = format!("{address}/v1/connect/ca/configuration");
                 let client = reqwest::Client::builder()
-                    .use_rustls_tls()
+                    .tls_certs_only([])
                     .build()
-                    .expect("rustls is built in");
+                    .expect("it needs nothing");
                 let now = client.get(&url).send().await.expect("Consul answers");
                 let now: serde_json::Value =
                     serde_json::from_slice(&now.bytes().await.expect("the answer is whole"))
@@ -330,68 +327,46 @@ fn backend(told: &HashMap<String, String>, verb: &str, name: &str) {
     assert!(ran.status.success(), "{verb} {name}: {}", String::from_utf8_lossy(&ran.stderr));
 }
 
-/// The topics that the suite uses.
-const TOPICS: [&str; 7] = [
-    "services.lifecycle",
-    "audit.events",
-    "dlq.audit.events",
-    "hooks.demo",
-    "hooks.robot",
-    "hooks.shop",
-    "hooks.tests",
-];
-
-/// librdkafka's mock of a Kafka broker. It isn't for several threads, so it has
-/// one of its own.
+/// librdkafka's mock of a Kafka broker, in a process of its own: while another thread of
+/// its process starts a child, the child has a copy of the mock's listening socket, and the
+/// mock, taken down meanwhile, would find its own port taken.
 pub struct MockKafka {
     /// Its bootstrap address.
     pub address: String,
-    commands: mpsc::Sender<bool>,
-    done: std::sync::Mutex<mpsc::Receiver<()>>,
+    process: Mutex<(Child, BufReader<ChildStdout>)>,
 }
 
 impl MockKafka {
     fn start() -> Self {
-        let (commands, received) = mpsc::channel();
-        let (told, done) = mpsc::channel();
-        let (ready, address) = mpsc::channel();
-        std::thread::spawn(move || {
-            let cluster = MockCluster::new(1).expect("the mock starts");
-            // The mock has no admin API: what services would make is made here.
-            for topic in TOPICS {
-                cluster.create_topic(topic, 4, 1).expect("the mock obeys");
-            }
-            let address = cluster.bootstrap_servers();
-            ready.send(address.clone()).expect("the test waits");
-            let address = address.parse().expect("its address");
-            let mut held = None;
-            // Ends with its sender, and the cluster with it.
-            while let Ok(up) = received.recv() {
-                let changed = if up { cluster.broker_up(1) } else { cluster.broker_down(1) };
-                changed.expect("the mock obeys");
-                drop(held.take());
-                held = (!up).then(|| hold(address));
-                if told.send(()).is_err() {
-                    return;
-                }
-            }
-        });
-        let address = address.recv_timeout(Duration::from_secs(10)).expect("the mock starts");
-        Self { address, commands, done: done.into() }
+        let mut command = Command::new(binary_named("mock-kafka"));
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the mock starts");
+        let mut said = BufReader::new(child.stdout.take().expect("it is piped"));
+        let address = line(&mut said);
+        Self { address, process: Mutex::new((child, said)) }
     }
 
     fn set_up(&self, up: bool) {
-        self.commands.send(up).expect("the mock's thread lives");
-        let done = self.done.lock().expect("one test at a time");
-        done.recv_timeout(Duration::from_secs(10)).expect("the mock obeys");
+        let mut process = self.process.lock().expect("no test panics here");
+        let (child, said) = &mut *process;
+        let command: &[u8] = if up { b"up\n" } else { b"down\n" };
+        child.stdin.as_mut().expect("it is piped").write_all(command).expect("the mock listens");
+        assert_eq!(line(said), "done");
     }
 }
 
-/// Keeps `address` from other processes without listening there: the mock, which
-/// shares it, is to find it free when it is back.
-fn hold(address: SocketAddr) -> TcpSocket {
-    let socket = TcpSocket::new_v4().expect("there is room");
-    socket.set_reuseaddr(true).expect("it can be shared");
-    socket.bind(address).expect("nobody was faster");
-    socket
+impl Drop for MockKafka {
+    fn drop(&mut self) {
+        let process = self.process.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // Ended already is as good.
+        let _ = process.0.kill();
+        let _ = process.0.wait();
+    }
+}
+
+/// What the mock says next.
+fn line(said: &mut BufReader<ChildStdout>) -> String {
+    let mut line = String::new();
+    said.read_line(&mut line).expect("the mock lives");
+    line.trim_end().to_owned()
 }

@@ -137,9 +137,9 @@ impl Chaos {
         let port = free_port();
         let settings = [("OMNI_SERVICES__GATEWAY__PORT", port.to_string())];
         let mesh = Arc::new(Mesh::start_with(self.layout, &settings).await);
-        let http = reqwest::Client::builder().use_rustls_tls().timeout(REQUEST).build();
+        let http = reqwest::Client::builder().tls_certs_only([]).timeout(REQUEST).build();
         let sender = Arc::new(Sender {
-            http: http.expect("rustls is built in"),
+            http: http.expect("it needs nothing"),
             url: format!("http://127.0.0.1:{port}/hooks/demo"),
             run: new_id(),
             acknowledged: AtomicU64::new(0),

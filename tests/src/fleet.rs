@@ -18,21 +18,19 @@ use mesh::{
     policy,
     registry::{self, Registry},
 };
-use tokio::sync::{Mutex, MutexGuard};
+use watchdog::Watchdog;
 
 use crate::{
     ground::{Consul, Ground},
     load::Load,
     process::{self, Process},
     proxy::Proxy,
+    turn::Turn,
     until,
 };
 
 /// The service that fleets are of.
 pub const SERVICE: &str = "hook-receiver";
-
-/// One at a time: what they measure is time.
-static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Instances of [`SERVICE`] on embedded storage and events. They end with their
 /// test.
@@ -46,7 +44,8 @@ pub struct Fleet {
     started: usize,
     /// Behind the processes, whose logs are in it.
     data: tempfile::TempDir,
-    _turn: MutexGuard<'static, ()>,
+    _watchdog: Watchdog,
+    _turn: Turn,
 }
 
 /// One instance.
@@ -65,12 +64,24 @@ impl Fleet {
         Self::start_with(ground, size, &[]).await
     }
 
+    /// As [`Fleet::start`], for a test that asserts how long something takes: nothing
+    /// else runs meanwhile.
+    ///
+    /// # Panics
+    /// When one doesn't start.
+    pub async fn start_alone(ground: Ground, size: usize) -> Self {
+        Self::start_in(Turn::alone().await, ground, size, &[]).await
+    }
+
     /// As [`Fleet::start`], with further settings.
     ///
     /// # Panics
     /// When one doesn't start.
     pub async fn start_with(ground: Ground, size: usize, more: &[(&str, &str)]) -> Self {
-        let turn = TURN.lock().await;
+        Self::start_in(Turn::beside_others().await, ground, size, more).await
+    }
+
+    async fn start_in(turn: Turn, ground: Ground, size: usize, more: &[(&str, &str)]) -> Self {
         let consul = Consul::start(ground).await;
         let mut fleet = Self::prepare(turn, consul, more).await;
         // All are started before the first one is waited for.
@@ -87,14 +98,20 @@ impl Fleet {
     /// # Panics
     /// When there is no room for its files.
     pub async fn empty(consul: Option<Consul>, more: &[(&str, &str)]) -> Self {
-        Self::prepare(TURN.lock().await, consul, more).await
+        Self::prepare(Turn::beside_others().await, consul, more).await
     }
 
-    async fn prepare(
-        turn: MutexGuard<'static, ()>,
-        consul: Option<Consul>,
-        more: &[(&str, &str)],
-    ) -> Self {
+    /// As [`Fleet::empty`], for a test that asserts how long something takes: nothing
+    /// else runs meanwhile.
+    ///
+    /// # Panics
+    /// When there is no room for its files.
+    pub async fn empty_alone(consul: Option<Consul>, more: &[(&str, &str)]) -> Self {
+        Self::prepare(Turn::alone().await, consul, more).await
+    }
+
+    async fn prepare(_turn: Turn, consul: Option<Consul>, more: &[(&str, &str)]) -> Self {
+        let _watchdog = Watchdog::start();
         // Another test of this process may have been first.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let data = tempfile::tempdir().expect("there is room");
@@ -122,7 +139,7 @@ impl Fleet {
             settings.insert("OMNI_IDENTITY".to_owned(), "consul:".to_owned());
         }
         settings.extend(more.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())));
-        Self { consul, link, settings, members: vec![], started: 0, data, _turn: turn }
+        Self { consul, link, settings, members: vec![], started: 0, data, _watchdog, _turn }
     }
 
     /// Starts one more instance, and waits until it is ready.

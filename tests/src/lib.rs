@@ -3,8 +3,9 @@
 //!
 //! In reading order: [`layout`], [`backends`], [`mesh`], [`process`],
 //! [`traces`], [`tls`]; and for faults under load [`ground`], [`agent`],
-//! [`proxy`], [`fleet`], [`load`]; for versions [`shop`]; for the docs [`page`]; for events under kill -9 [`chaos`]; for alerts
-//! [`prometheus`]; for a broker that asks who one is [`kafka`].
+//! [`proxy`], [`fleet`], [`load`]; for versions [`shop`]; for the docs [`page`]; for events
+//! under kill -9 [`chaos`]; for alerts [`prometheus`]; for a broker that asks who one is
+//! [`kafka`]. [`turn`] says which tests run at the same time.
 
 pub mod agent;
 pub mod backends;
@@ -23,6 +24,7 @@ pub mod proxy;
 pub mod shop;
 pub mod tls;
 pub mod traces;
+pub mod turn;
 pub mod wait;
 
 pub use self::{layout::Layout, mesh::Mesh, wait::until};

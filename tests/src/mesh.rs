@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     process::{Command, Output},
-    sync::Mutex,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -55,6 +55,8 @@ pub struct Mesh {
     pub traces: Traces,
     settings: HashMap<String, String>,
     processes: Mutex<HashMap<&'static str, Process>>,
+    /// Where the gateway is, until one is started or taken.
+    gateway: Mutex<Option<SocketAddr>>,
     /// Behind the processes, whose logs are in it.
     data: tempfile::TempDir,
     http: reqwest::Client,
@@ -74,11 +76,21 @@ impl Mesh {
     /// # Panics
     /// When it doesn't start.
     pub async fn start_with(layout: Layout, more: &[(&str, String)]) -> Self {
+        let mesh = Self::begin(layout, more).await;
+        mesh.healthy().await;
+        mesh
+    }
+
+    /// As [`Mesh::start_with`], but waits for nothing.
+    ///
+    /// # Panics
+    /// When a process can't be started.
+    pub async fn begin(layout: Layout, more: &[(&str, String)]) -> Self {
         // Another test of this process may have been first.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let data = tempfile::tempdir().expect("there is room");
         let backends = Backends::start(layout, data.path()).await;
-        let http = reqwest::Client::builder().use_rustls_tls().build().expect("rustls is built in");
+        let http = reqwest::Client::builder().tls_certs_only([]).build().expect("it needs nothing");
         let (traces, otlp) = match &backends {
             Backends::Real(told) => (
                 Traces::Jaeger(told["JAEGER_QUERY"].clone(), http.clone()),
@@ -113,13 +125,20 @@ impl Mesh {
             settings.insert(name.to_owned(), value.to_owned());
         }
         settings.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-        let mesh =
-            Self { layout, backends, traces, settings, processes: Mutex::default(), http, data };
+        let mesh = Self {
+            layout,
+            backends,
+            traces,
+            settings,
+            processes: Mutex::default(),
+            gateway: Mutex::default(),
+            data,
+            http,
+        };
         mesh.write_policy("");
         for process in layout.processes() {
             mesh.start_process(process);
         }
-        mesh.healthy().await;
         mesh
     }
 
@@ -148,6 +167,7 @@ impl Mesh {
             command.args(["serve", name, "--with-parent"]);
         }
         let process = Process::start(command, self.data.path().join(format!("{name}.log")));
+        self.forget_gateway();
         self.processes.lock().expect("no test panics here").insert(name, process);
     }
 
@@ -206,6 +226,7 @@ impl Mesh {
     /// # Panics
     /// When it doesn't run.
     pub fn take_process(&self, service: &'static str) -> Process {
+        self.forget_gateway();
         let mut processes = self.processes.lock().expect("no test panics here");
         processes.remove(self.layout.process_of(service)).expect("it runs")
     }
@@ -266,12 +287,29 @@ impl Mesh {
         healthy["address"].as_str().and_then(|a| a.parse().ok()).expect("an address")
     }
 
+    /// Where the gateway is, asked of the registry once.
+    ///
+    /// # Panics
+    /// When there is no healthy one.
+    pub fn gateway(&self) -> SocketAddr {
+        let mut known = self.gateway.lock().unwrap_or_else(PoisonError::into_inner);
+        *known.get_or_insert_with(|| self.address("gateway"))
+    }
+
+    fn forget_gateway(&self) {
+        // A test may have panicked in asking for it.
+        *self.gateway.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// A shell that does as `script` says, and finds `omni`.
     ///
     /// # Panics
     /// When `omni` is nowhere.
     pub fn shell(&self, script: &str) -> Command {
-        let folder = process::binary().parent().expect("it is in one").to_owned();
+        let folder = self.data.path().join("bin");
+        std::fs::create_dir_all(&folder).expect("there is room");
+        // Another shell of this mesh may have made it.
+        let _ = std::os::unix::fs::symlink(process::binary(), folder.join("omni"));
         let path = std::env::var("PATH").unwrap_or_default();
         let mut command = Command::new("bash");
         command.args(["-c", script]).env_clear().envs(&self.settings).current_dir(self.data.path());

@@ -15,21 +15,21 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// The `omni` that was built with this program.
 ///
 /// # Panics
-/// When it wasn't: `cargo test --workspace` builds it.
+/// As [`binary_named`].
 pub fn binary() -> PathBuf {
-    binary_named("omni")
+    binary_named("omni-under-test")
 }
 
-/// The binary `name` that was built with this program.
+/// The binary `name` of this package. Cargo builds it before its tests run.
 ///
 /// # Panics
-/// When it wasn't: `cargo test --workspace` builds it.
+/// When it isn't there: this program was moved, or not built by Cargo.
 pub fn binary_named(name: &str) -> PathBuf {
     let this = std::env::current_exe().expect("a program has a path");
     // `target/<profile>/deps/<test>`, or `target/<profile>/chaos`.
     let mut found = this.ancestors().skip(1).take(2).map(|folder| folder.join(name));
     let found = found.find(|binary| binary.is_file());
-    found.unwrap_or_else(|| panic!("{name} isn't built: `cargo test --workspace` does"))
+    found.unwrap_or_else(|| panic!("{name} isn't beside {}", this.display()))
 }
 
 /// A process that an `omni` started.

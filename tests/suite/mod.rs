@@ -44,6 +44,8 @@ macro_rules! on {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
+                let _turn = tests::turn::Turn::on($layout).await;
+                let _watchdog = watchdog::Watchdog::start();
                 crate::suite::$test($layout).await;
             }
         )*

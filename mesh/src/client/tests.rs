@@ -19,6 +19,7 @@ use tokio::{net::TcpListener, runtime::Runtime, sync::oneshot, task::JoinHandle,
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tower::util::BoxCloneSyncService;
+use watchdog::Watchdog;
 
 use super::*;
 use crate::{
@@ -45,6 +46,7 @@ struct Mesh {
     instances: watch::Sender<Snapshot>,
     policy: watch::Sender<Arc<Policy>>,
     _data: TempDir,
+    _watchdog: Watchdog,
 }
 
 impl Mesh {
@@ -63,6 +65,7 @@ impl Mesh {
             instances: watch::channel(Snapshot::default()).0,
             policy: watch::channel(Arc::new(policy)).0,
             _data: data,
+            _watchdog: Watchdog::start(),
         }
     }
 
@@ -338,7 +341,7 @@ async fn a_try_that_takes_too_long_is_followed_by_one_elsewhere() {
 
 #[tokio::test]
 async fn a_method_that_fails_opens_its_breaker_and_no_other() {
-    let mesh = Mesh::new("[routes.\"*\"]\ntries = 1\nbreaker_open = \"1s\"");
+    let mesh = Mesh::new("[routes.\"*\"]\ntries = 1\nbreaker_open = \"2s\"");
     let fails = mesh
         .server("called", |nth, request| {
             let fails = request.uri().path() == IDEMPOTENT && nth < 7;
@@ -357,11 +360,17 @@ async fn a_method_that_fails_opens_its_breaker_and_no_other() {
     assert_eq!(*shown, [(IDEMPOTENT.to_owned(), BreakerState::Open)]);
     call(&channel, "/omnibridge.hooks.v1.HookReceiver/ListHooks").await.unwrap();
 
-    tokio::time::sleep(Duration::from_millis(1_050)).await;
-    assert_eq!(call(&channel, IDEMPOTENT).await.unwrap_err().message(), "no", "a failed probe");
+    let probe = async || loop {
+        match call(&channel, IDEMPOTENT).await {
+            Err(refused) if reason(&refused) == Reason::CircuitOpen => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            answered => return answered,
+        }
+    };
+    assert_eq!(probe().await.unwrap_err().message(), "no", "a failed probe");
     assert_eq!(reason(&call(&channel, IDEMPOTENT).await.unwrap_err()), Reason::CircuitOpen);
-    tokio::time::sleep(Duration::from_millis(1_050)).await;
-    call(&channel, IDEMPOTENT).await.unwrap();
+    probe().await.unwrap();
     call(&channel, IDEMPOTENT).await.unwrap();
 }
 

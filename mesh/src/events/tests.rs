@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use watchdog::Watchdog;
 
 use super::{
     Attributes, Event, Handler, Outbox, Relay, Subscriber,
@@ -32,6 +33,7 @@ struct Bench {
     outbox: Outbox,
     stop: CancellationToken,
     tasks: TaskTracker,
+    _watchdog: Watchdog,
 }
 
 impl Bench {
@@ -55,7 +57,8 @@ impl Bench {
         let broker = broker::broker(&config).await.unwrap();
         broker.ensure(&[TOPIC.to_owned(), LETTERS.to_owned()]).await.unwrap();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        Self { _data: data, broker, outbox, stop, tasks }
+        let _watchdog = Watchdog::start();
+        Self { _data: data, broker, outbox, stop, tasks, _watchdog }
     }
 
     fn relay(&self) -> CancellationToken {

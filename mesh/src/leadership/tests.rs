@@ -276,10 +276,10 @@ async fn a_leader_that_consul_does_not_answer_stops_believing_it_in_time() {
     until("a leads", &[&of_a], || of_a.is_leader()).await;
     let term = of_a.term();
 
-    let hung = Instant::now();
     agent.hang();
-    until("it doubts: hanging", &[], || !of_a.is_leader()).await;
-    assert!(hung.elapsed() <= BELIEF + Duration::from_millis(100), "{:?}", hung.elapsed());
+    // What it was told before it believes for so long, and no longer.
+    tokio::time::sleep(BELIEF).await;
+    assert!(!of_a.is_leader(), "it doubts: hanging");
     assert_eq!(of_a.leader(), None);
     agent.recover();
     // Its session lives: nobody else led.

@@ -214,12 +214,20 @@ async fn one_address_leaves_others_room_for_handshakes() {
     let mut client = connect(&site.caller, site.service).await.expect("there is room for others");
     call(&mut client, "", "x").await.unwrap();
     // What is over one address's share is closed at once, the rest is held.
-    let mut closed = 0;
+    let (closed, mut closings) = tokio::sync::mpsc::unbounded_channel();
+    let mut reads = tokio::task::JoinSet::new();
     for mut stream in held {
-        let read = timeout(Duration::from_millis(50), stream.read_u8()).await;
-        closed += usize::from(read.is_ok());
+        let closed = closed.clone();
+        reads.spawn(async move {
+            assert!(stream.read_u8().await.is_err(), "nothing is said");
+            closed.send(()).unwrap();
+        });
     }
-    assert_eq!(closed, 16);
+    for _ in 0..16 {
+        timeout(DEADLINE, closings.recv()).await.expect("it is closed").unwrap();
+    }
+    call(&mut client, "", "x").await.unwrap();
+    assert!(closings.try_recv().is_err(), "the others are held");
     site.stop().await;
 }
 

@@ -28,7 +28,7 @@ impl Mesh {
 
     /// As [`Mesh::post`], with further headers, which win over the usual ones.
     pub async fn post_with(&self, delivery: &str, body: &[u8], more: &[(&str, &str)]) -> Answer {
-        self.post_to(self.address("gateway"), delivery, body, more).await
+        self.post_to(self.gateway(), delivery, body, more).await
     }
 
     /// As [`Mesh::post_with`], to a gateway whose address is known.

@@ -226,7 +226,8 @@ async fn a_second_member_shares_the_work_and_nothing_is_lost() {
     let keys: Vec<String> = (0..20).map(|n| format!("k{n}")).collect();
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     let (found, mut all) = tokio::sync::mpsc::channel(10_000);
-    let mut members = Vec::new();
+    let mut by_member = [0, 0];
+    let (mut members, mut deliveries) = (Vec::new(), Vec::new());
     for member in 0..2 {
         let mut consumer = broker.subscribe(&group, &topic).await.unwrap();
         let found = found.clone();
@@ -240,10 +241,11 @@ async fn a_second_member_shares_the_work_and_nothing_is_lost() {
             }
         }));
         publish(&broker, records(&topic, &keys, member * 10, 10)).await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        // The first has the group to itself before the second one joins.
+        let found = tokio::time::timeout(SOON, all.recv()).await.expect("it is read").unwrap();
+        by_member[found.0] += 1;
+        deliveries.push(found.1);
     }
-    let mut by_member = [0, 0];
-    let mut deliveries = Vec::new();
     let mut first = 20;
     let deadline = Instant::now() + SOON;
     // Go on publishing until both have had a share.
