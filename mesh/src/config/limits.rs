@@ -49,6 +49,13 @@ pub struct LimitsConfig {
     /// answer, whatever deadline the caller gave.
     #[serde(with = "humantime_serde")]
     pub unary_timeout: Duration,
+    /// How long a connection over HTTP/1.1 may say nothing after it was opened.
+    #[serde(with = "humantime_serde")]
+    pub first_byte_timeout: Duration,
+    /// How long a connection over HTTP/1.1 is kept for the next request, no longer than
+    /// `idle_timeout`.
+    #[serde(with = "humantime_serde")]
+    pub keep_alive_timeout: Duration,
     /// How long a connection may be without a request before it is closed.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
@@ -80,6 +87,8 @@ impl LimitsConfig {
         let times = [
             ("limits.handshake_timeout", self.handshake_timeout),
             ("limits.body_timeout", self.body_timeout),
+            ("limits.first_byte_timeout", self.first_byte_timeout),
+            ("limits.keep_alive_timeout", self.keep_alive_timeout),
             ("limits.unary_timeout", self.unary_timeout),
             ("limits.idle_timeout", self.idle_timeout),
             ("limits.ping_interval", self.ping_interval),

@@ -31,7 +31,7 @@ use tower::Service;
 use super::{
     ledger::{Ending, Refusal},
     listener::{Door, Guest, Port},
-    preface::{self, Preface},
+    preface::Preface,
     quota::Room,
     streams::Streams,
     tracked::{Tasks, Tracked},
@@ -81,7 +81,8 @@ where
     let Port::Mesh(identity, tls) = &door.port else {
         let remote = Remote { address, peer: None };
         let streams = door.streams(None);
-        serve(&door, stream, remote, streams, app, std::future::pending()).await;
+        let io = door.awaited(stream, &streams, address.ip());
+        serve(&door, io, remote, streams, app, std::future::pending()).await;
         return;
     };
     let trust = identity.trust();
@@ -99,7 +100,8 @@ where
     };
     let streams = door.streams(Some(present.own.clone()));
     let remote = Remote { address, peer: Some(Arc::new(peer)) };
-    serve(&door, stream, remote, streams, app, trust.lost(chain)).await;
+    let io = Preface::new(stream, door.limits.handshake_timeout);
+    serve(&door, io, remote, streams, app, trust.lost(chain)).await;
 }
 
 /// The TLS handshake: the stream, who is there, and its certificates.
@@ -145,11 +147,6 @@ async fn serve<A, I>(
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let opened = door.ledger.opened(remote.address);
-    let first_bytes = match door.port {
-        Port::Mesh(..) => preface::HTTP2,
-        Port::Edge | Port::Admin => 1,
-    };
-    let io = Preface::new(io, first_bytes, door.limits.handshake_timeout);
     let (io, release) = gather(io);
     let inner = TowerToHyperService::new(app);
     let is_edge = matches!(door.port, Port::Edge);
@@ -171,7 +168,10 @@ async fn serve<A, I>(
     let mut told = FuturesUnordered::from_iter([told]);
     let ending = tokio::select! {
         // An error is the peer's, and of no more use than that it ended.
-        _ = drive(connection.as_mut(), &mut bundle, &release) => Ending::Peer,
+        _ = drive(connection.as_mut(), &mut bundle, &release) => match streams.gave_up() {
+            true => Ending::Silent,
+            false => Ending::Peer,
+        },
         Some(ending) = told.next() => match ending {
             Ending::Resets => ending,
             ending => {
@@ -223,7 +223,8 @@ fn builder(door: &Door, streams: Arc<Streams>, connection: Adder) -> auto::Build
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.handshake_timeout)
+        // By `Awaited`, which tells a header from an idle connection.
+        .header_read_timeout(None)
         // Twice the limits: what is a little over them gets an answer in the
         // app's own form, what is more the bare 431 of the protocol.
         .max_headers(HEADERS)

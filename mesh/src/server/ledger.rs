@@ -59,6 +59,9 @@ impl Refusal {
 pub(super) enum Ending {
     /// The peer closed it, or broke the protocol, or fell silent.
     Peer,
+    /// Its peer was awaited for too long, or had to make room before it said anything;
+    /// over HTTP/1.1.
+    Silent,
     /// It had no request for long.
     Idle,
     /// What it was trusted by is no longer valid.
@@ -75,6 +78,7 @@ impl Ending {
     fn as_str(self) -> &'static str {
         match self {
             Self::Peer => "peer",
+            Self::Silent => "silent",
             Self::Idle => "idle",
             Self::Expired => "expired",
             Self::Resets => "resets",
@@ -91,6 +95,7 @@ pub(super) struct Ledger {
     /// For the metrics: the service.
     service: KeyValue,
     connections: UpDownCounter<i64>,
+    silent: UpDownCounter<i64>,
     closed: Counter<u64>,
     refused: Counter<u64>,
     cancelled: Counter<u64>,
@@ -109,6 +114,10 @@ impl Ledger {
             connections: meter
                 .i64_up_down_counter("omni.server.connections")
                 .with_description("Connections that are open, handshakes apart")
+                .build(),
+            silent: meter
+                .i64_up_down_counter("omni.server.silent")
+                .with_description("Connections over HTTP/1.1 that have said nothing yet")
                 .build(),
             closed: meter
                 .u64_counter("omni.server.closed")
@@ -132,6 +141,11 @@ impl Ledger {
     pub(super) fn opened(&self, address: SocketAddr) -> Opened<'_> {
         self.connections.add(1, std::slice::from_ref(&self.service));
         Opened { ledger: self, address, ending: Ending::Cut }
+    }
+
+    /// So many connections more have said nothing yet.
+    pub(super) fn silent(&self, more: i64) {
+        self.silent.add(more, std::slice::from_ref(&self.service));
     }
 
     pub(super) fn cancelled(&self) {

@@ -17,9 +17,11 @@ use tonic::body::Body;
 use tower::Service;
 
 use super::{
+    awaited::Awaited,
     connection,
     ledger::{Ledger, Refusal},
     quota::{self, Crowd, Present, Quota, Room, Taken},
+    silent::Silent,
     streams::Streams,
 };
 use crate::{
@@ -126,6 +128,8 @@ pub(super) struct Door {
     /// Who has how many connections; on the mesh port only.
     pub(super) peers: Arc<Crowd<SpiffeId, Arc<Room>>>,
     connections: Arc<Quota>,
+    /// Those that have said nothing yet; elsewhere than on the mesh port.
+    silent: Arc<Silent>,
     handshakes: Arc<Quota>,
     /// Handshakes by address on the mesh port, elsewhere connections.
     networks: Arc<Crowd<IpAddr, ()>>,
@@ -161,10 +165,13 @@ impl Door {
             Port::Mesh(..) => quota::share(limits.handshakes),
             Port::Edge | Port::Admin => limits.connections_per_peer,
         };
+        let ledger = Arc::new(Ledger::new(service, me));
         Arc::new(Self {
             port,
             limits: limits.clone(),
-            ledger: Arc::new(Ledger::new(service, me)),
+            // So that one address always has room for connections that speak.
+            silent: Silent::new(quota::share(limits.connections_per_peer), ledger.clone()),
+            ledger,
             tasks: TaskTracker::new(),
             in_place,
             stop,
@@ -187,6 +194,17 @@ impl Door {
             Port::Edge | Port::Admin => (None, network.ok_or(Refusal::ConnectionsOfPeer)?),
         };
         Ok(Guest { address, place, from })
+    }
+
+    /// The connection `stream` from `address` over HTTP/1.1, whose requests are `streams`.
+    pub(super) fn awaited(
+        &self,
+        stream: TcpStream,
+        streams: &Arc<Streams>,
+        address: IpAddr,
+    ) -> Awaited<TcpStream> {
+        let seat = self.silent.enter(quota::network(address));
+        Awaited::new(stream, streams.clone(), &self.limits, self.connections.clone(), seat)
     }
 
     /// The requests of a new connection, whose peer has `room` in the service.

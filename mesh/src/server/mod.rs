@@ -2,11 +2,13 @@
 //! authorise.
 //!
 //! In reading order: `listener` accepts, `connection` is one peer from its
-//! handshake to its end, `tracked` and `streams` its requests, `limit` the first
-//! of the stack's layers. `quota` counts, `ledger` tells, `throttle` keeps quiet.
+//! handshake to its end, `preface` and `awaited` how long it may keep silent, `tracked`
+//! and `streams` its requests, `limit` the first of the stack's layers. `quota` and
+//! `silent` count, `ledger` tells, `throttle` keeps quiet.
 
 mod admin;
 mod authorize;
+mod awaited;
 mod connection;
 mod context;
 mod denials;
@@ -16,6 +18,7 @@ mod listener;
 mod preface;
 mod quota;
 mod received;
+mod silent;
 mod streams;
 mod tracked;
 

@@ -1,4 +1,4 @@
-//! A connection that must say something soon.
+//! A connection over HTTP/2 that must begin soon.
 
 use std::{
     io,
@@ -13,7 +13,7 @@ use tokio::{
 };
 
 /// How long the beginning of HTTP/2 is.
-pub(super) const HTTP2: usize = 24;
+const LENGTH: usize = 24;
 
 /// A stream whose reads fail unless its first bytes come in time: hyper waits
 /// for them as long as it takes.
@@ -24,9 +24,9 @@ pub(super) struct Preface<I> {
 }
 
 impl<I> Preface<I> {
-    /// `io`, of which `bytes` must have come within `timeout`.
-    pub(super) fn new(io: I, bytes: usize, timeout: Duration) -> Self {
-        Self { io, awaited: Some((bytes, Box::pin(tokio::time::sleep(timeout)))) }
+    /// `io`, whose beginning must have come within `timeout`.
+    pub(super) fn new(io: I, timeout: Duration) -> Self {
+        Self { io, awaited: Some((LENGTH, Box::pin(tokio::time::sleep(timeout)))) }
     }
 }
 
@@ -91,7 +91,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn first_bytes_that_trickle_come_too_late() {
         let (mut peer, io) = tokio::io::duplex(64);
-        let mut io = Preface::new(io, HTTP2, TIMEOUT);
+        let mut io = Preface::new(io, TIMEOUT);
         let trickle = async {
             while peer.write_all(b"P").await.is_ok() {
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -109,9 +109,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_follows_in_time_may_take_its_time() {
         let (mut peer, io) = tokio::io::duplex(64);
-        let mut io = Preface::new(io, HTTP2, TIMEOUT);
-        peer.write_all(&[0; HTTP2]).await.unwrap();
-        io.read_exact(&mut [0; HTTP2]).await.unwrap();
+        let mut io = Preface::new(io, TIMEOUT);
+        peer.write_all(&[0; LENGTH]).await.unwrap();
+        io.read_exact(&mut [0; LENGTH]).await.unwrap();
         tokio::time::sleep(10 * TIMEOUT).await;
         peer.write_all(b"more").await.unwrap();
         io.read_exact(&mut [0; 4]).await.unwrap();

@@ -29,6 +29,11 @@ impl Quota {
         self.taken.load(Ordering::Relaxed)
     }
 
+    /// Whether more than half is taken.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.taken() > share(self.limit)
+    }
+
     /// A part that nothing is taken by yet.
     pub(super) fn part(self: &Arc<Self>) -> Taken {
         Taken { quota: self.clone(), amount: AtomicUsize::new(0) }

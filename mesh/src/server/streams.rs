@@ -39,6 +39,7 @@ pub(super) struct Streams {
     /// executed, and leaves it; it belongs to itself.
     handed: Mutex<Weak<Stream>>,
     draining: AtomicBool,
+    gave_up: AtomicBool,
     first: CancellationToken,
     abused: CancellationToken,
 }
@@ -62,6 +63,7 @@ impl Streams {
             early_resets: AtomicU32::new(0),
             handed: Mutex::default(),
             draining: AtomicBool::new(false),
+            gave_up: AtomicBool::new(false),
             first: CancellationToken::new(),
             abused: CancellationToken::new(),
         })
@@ -70,16 +72,39 @@ impl Streams {
     /// Waits until there was no request for as long as `timeout`.
     pub(super) async fn idle(&self, timeout: Duration) {
         loop {
-            let since = self.made + Duration::from_millis(self.last_end.load(Ordering::Relaxed));
-            let left = match self.open.load(Ordering::Relaxed) {
-                0 => timeout.saturating_sub(since.elapsed()),
-                _ => timeout,
+            let left = match self.is_busy() {
+                true => timeout,
+                false => timeout.saturating_sub(self.idle_since().elapsed()),
             };
             if left.is_zero() {
                 return;
             }
             tokio::time::sleep(left).await;
         }
+    }
+
+    /// Whether there is a request.
+    pub(super) fn is_busy(&self) -> bool {
+        self.open.load(Ordering::Relaxed) > 0
+    }
+
+    /// How many requests there ever were.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// When the last request ended; where there was none, when the connection began.
+    pub(super) fn idle_since(&self) -> Instant {
+        self.made + Duration::from_millis(self.last_end.load(Ordering::Relaxed))
+    }
+
+    /// The peer was awaited for too long.
+    pub(super) fn give_up(&self) {
+        self.gave_up.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn gave_up(&self) -> bool {
+        self.gave_up.load(Ordering::Relaxed)
     }
 
     /// Waits for the first request.

@@ -4,3 +4,4 @@
 
 mod attacks;
 mod drain;
+mod edge;
