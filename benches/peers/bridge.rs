@@ -21,7 +21,7 @@ pub(crate) async fn run(data: &Path, traces: &str) -> anyhow::Result<()> {
     config.mappings = Some(older::FOLDER.into());
     // Its usual port may be another one's; without a word it gets a free one.
     config.services.remove(VERSION_BRIDGE);
-    let telemetry = Telemetry::start(&config)?;
+    let telemetry = Telemetry::start(&config)?.into();
     let process = Process::start(Arc::new(config), telemetry, &meshed::declared(), 0).await?;
     let process = Arc::new(process);
     let stop = CancellationToken::new();

@@ -6,6 +6,10 @@
 //! [`policy`], [`client`], [`server`], [`events`], [`store`], [`telemetry`],
 //! [`service`]. [`consul`] is what the Consul side of identity, registry,
 //! leadership and policy share.
+//!
+//! What other crates await now and then, and what does much, answers a boxed future: its
+//! code is made once, here. That of an `async fn` is made anew in each crate that awaits
+//! it, with all that it awaits.
 
 pub mod backoff;
 mod bundle;

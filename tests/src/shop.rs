@@ -362,7 +362,7 @@ pub async fn serve(which: &'static str) -> Result<(), Error> {
         version => Arc::new(Version(version)),
     };
     let config = Config::load(None, &[])?;
-    let telemetry = Telemetry::start(&config)?;
+    let telemetry = Telemetry::start(&config)?.into();
     let mut term = signal(SignalKind::terminate()).expect("signals can be listened to");
     let process = Arc::new(Process::start(Arc::new(config), telemetry, &[], 0).await?);
     let stop = CancellationToken::new();

@@ -98,26 +98,28 @@ impl Client {
     ///
     /// # Errors
     /// When the registry can't be watched.
-    pub async fn channel(&self, service: &str) -> Result<Channel, Error> {
-        let mut channels = self.channels.lock().await;
-        if let Some(channel) = channels.get(service) {
-            return Ok(channel.clone());
-        }
-        let snapshots = self.registry.watch(service).await?;
-        let (identity, metrics) = (self.identity.clone(), self.metrics.clone());
-        let balance = Balance::follow(service.into(), identity, snapshots, metrics.clone());
-        let to = Arc::new(To {
-            caller: self.identity.id().name().into(),
-            balance,
-            bridge: self.bridge.clone().filter(|_| service != VERSION_BRIDGE),
-            budget: Budget::new(),
-            metrics,
-            breakers: Breakers::new(),
-            policy: self.policy.clone(),
-        });
-        let channel = Channel { stack: self.stack(&to), to, range: None, package: None };
-        channels.insert(service.to_owned(), channel.clone());
-        Ok(channel)
+    pub fn channel<'a>(&'a self, service: &'a str) -> BoxFuture<'a, Result<Channel, Error>> {
+        Box::pin(async move {
+            let mut channels = self.channels.lock().await;
+            if let Some(channel) = channels.get(service) {
+                return Ok(channel.clone());
+            }
+            let snapshots = self.registry.watch(service).await?;
+            let (identity, metrics) = (self.identity.clone(), self.metrics.clone());
+            let balance = Balance::follow(service.into(), identity, snapshots, metrics.clone());
+            let to = Arc::new(To {
+                caller: self.identity.id().name().into(),
+                balance,
+                bridge: self.bridge.clone().filter(|_| service != VERSION_BRIDGE),
+                budget: Budget::new(),
+                metrics,
+                breakers: Breakers::new(),
+                policy: self.policy.clone(),
+            });
+            let channel = Channel { stack: self.stack(&to), to, range: None, package: None };
+            channels.insert(service.to_owned(), channel.clone());
+            Ok(channel)
+        })
     }
 
     /// How the services that were asked for look from here.

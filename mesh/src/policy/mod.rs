@@ -14,6 +14,7 @@ mod versions;
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 pub use self::{
@@ -44,13 +45,15 @@ pub struct Policy {
 ///
 /// # Errors
 /// When the source can't be watched.
-pub async fn policy(
-    config: &Config,
-    declared: &[(String, String)],
-) -> Result<watch::Receiver<Arc<Policy>>, Error> {
-    if config.registry.starts_with("consul:") {
-        watch_consul(config, declared).await
-    } else {
-        watch_file(config, declared).await
-    }
+pub fn policy<'a>(
+    config: &'a Config,
+    declared: &'a [(String, String)],
+) -> BoxFuture<'a, Result<watch::Receiver<Arc<Policy>>, Error>> {
+    Box::pin(async move {
+        if config.registry.starts_with("consul:") {
+            watch_consul(config, declared).await
+        } else {
+            watch_file(config, declared).await
+        }
+    })
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use convert::Mappings;
+use futures::future::BoxFuture;
 use listenfd::ListenFd;
 
 use tokio::{
@@ -57,53 +58,54 @@ impl Process {
     ///
     /// # Errors
     /// When a backend can't be used or the port can't be bound.
-    pub async fn start(
+    pub fn start(
         config: Arc<Config>,
-        telemetry: impl Into<Arc<Telemetry>>,
+        telemetry: Arc<Telemetry>,
         declared: &[(String, String)],
         admin_port: u16,
-    ) -> Result<Self, Error> {
-        let telemetry = telemetry.into();
-        let interceptors = Interceptors::default();
-        let metrics = interceptors.attach(Arc::new(Metrics::new()));
-        let clients = Clients::default();
-        let admin = Admin::new(telemetry.clone(), clients.clone()).await;
-        let listener = bind(
-            "the admin port",
-            (config.admin_bind, admin_port).into(),
-            "services.NAME.admin_port",
-        )
-        .await?;
-        let admin_address = listener.local_addr().map_err(Error::file("the admin port"))?;
-        let authority = identity::authority(&config)?;
-        let registry = registry::registry(&config)?;
-        let broker = broker::broker(&config).await?;
-        let policy = policy::policy(&config, declared).await?;
-        let mappings = Arc::new(mappings(&config)?);
-        // Behind all that can fail, so that it can be tried again.
-        let tasks = TaskTracker::new();
-        let stop_admin = CancellationToken::new();
-        let (limits, stop) = (config.limits.clone(), stop_admin.clone());
-        tasks.spawn(async move {
-            let grace = std::time::Duration::from_secs(1);
-            server::serve(listener, Security::Admin, &limits, admin.app, stop, grace).await;
-        });
-        Ok(Self {
-            authority,
-            registry,
-            broker,
-            policy,
-            mappings,
-            interceptors,
-            clients,
-            readiness: admin.readiness,
-            admin_address,
-            door: door()?,
-            _metrics: metrics,
-            telemetry,
-            tasks,
-            stop_admin,
-            config,
+    ) -> BoxFuture<'_, Result<Self, Error>> {
+        Box::pin(async move {
+            let interceptors = Interceptors::default();
+            let metrics = interceptors.attach(Arc::new(Metrics::new()));
+            let clients = Clients::default();
+            let admin = Admin::new(telemetry.clone(), clients.clone()).await;
+            let listener = bind(
+                "the admin port",
+                (config.admin_bind, admin_port).into(),
+                "services.NAME.admin_port",
+            )
+            .await?;
+            let admin_address = listener.local_addr().map_err(Error::file("the admin port"))?;
+            let authority = identity::authority(&config)?;
+            let registry = registry::registry(&config)?;
+            let broker = broker::broker(&config).await?;
+            let policy = policy::policy(&config, declared).await?;
+            let mappings = Arc::new(mappings(&config)?);
+            // Behind all that can fail, so that it can be tried again.
+            let tasks = TaskTracker::new();
+            let stop_admin = CancellationToken::new();
+            let (limits, stop) = (config.limits.clone(), stop_admin.clone());
+            tasks.spawn(async move {
+                let grace = std::time::Duration::from_secs(1);
+                server::serve(listener, Security::Admin, &limits, admin.app, stop, grace).await;
+            });
+            Ok(Self {
+                authority,
+                registry,
+                broker,
+                policy,
+                mappings,
+                interceptors,
+                clients,
+                readiness: admin.readiness,
+                admin_address,
+                door: door()?,
+                _metrics: metrics,
+                telemetry,
+                tasks,
+                stop_admin,
+                config,
+            })
         })
     }
 
@@ -125,30 +127,34 @@ impl Process {
     ///
     /// # Errors
     /// When it can't be started.
-    pub async fn run(
+    pub fn run(
         &self,
         service: Arc<dyn Service>,
         ready: oneshot::Sender<SocketAddr>,
         stop: CancellationToken,
-    ) -> Result<(), Error> {
-        let name = service.descriptor().name;
-        if !is_name(name) || is_operator_name(name) {
-            return Err(Error::Registry(format!("`{name}` can't name a service")));
-        }
-        self.readiness.set(name, false).await;
-        run::run(self, service.as_ref(), ready, stop).await
+    ) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            let name = service.descriptor().name;
+            if !is_name(name) || is_operator_name(name) {
+                return Err(Error::Registry(format!("`{name}` can't name a service")));
+            }
+            self.readiness.set(name, false).await;
+            run::run(self, service.as_ref(), ready, stop).await
+        })
     }
 
     /// Closes the admin port and sends the last telemetry.
-    pub async fn stop(self: Arc<Self>) {
-        self.stop_admin.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-        let telemetry = self.telemetry.clone();
-        drop(self);
-        if let Some(telemetry) = Arc::into_inner(telemetry) {
-            telemetry.stop().await;
-        }
+    pub fn stop(self: Arc<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            self.stop_admin.cancel();
+            self.tasks.close();
+            self.tasks.wait().await;
+            let telemetry = self.telemetry.clone();
+            drop(self);
+            if let Some(telemetry) = Arc::into_inner(telemetry) {
+                telemetry.stop().await;
+            }
+        })
     }
 }
 

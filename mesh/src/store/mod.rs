@@ -60,36 +60,38 @@ impl Store {
     ///
     /// # Errors
     /// When the database can't be reached, opened or migrated.
-    pub async fn open(
-        config: &Config,
-        service: &str,
+    pub fn open<'a>(
+        config: &'a Config,
+        service: &'a str,
         migrations: Migrations,
-    ) -> Result<Self, Error> {
-        let url = config.database_url();
-        let (read, write, options, lead) = match url.split_once(':') {
-            Some(("sqlite", folder)) => {
-                let folder = match folder {
-                    "" => config.data.join("db"),
-                    folder => PathBuf::from(folder),
-                };
-                files::make_folder(&folder)?;
-                return Self::open_file(folder.join(format!("{service}.db")), migrations).await;
-            }
-            Some(("postgres" | "postgresql", _)) => {
-                let schema = service.replace('-', "_");
-                let (read, write, options) = open::postgres(url, &schema, migrations).await?;
-                (read, write, options, Lead::Postgres { url: url.to_owned(), schema })
-            }
-            _ => {
-                return Err(Error::setting(
-                    "database",
-                    "********",
-                    "expected `sqlite:`, `sqlite:FOLDER` or `postgres://user@host:port/database`",
-                ));
-            }
-        };
-        let (writer, checkpoints) = (Writer::start(write, options), TaskTracker::new());
-        Ok(Self { read, writer, checkpoints, lead })
+    ) -> BoxFuture<'a, Result<Self, Error>> {
+        Box::pin(async move {
+            let url = config.database_url();
+            let (read, write, options, lead) = match url.split_once(':') {
+                Some(("sqlite", folder)) => {
+                    let folder = match folder {
+                        "" => config.data.join("db"),
+                        folder => PathBuf::from(folder),
+                    };
+                    files::make_folder(&folder)?;
+                    return Self::open_file(folder.join(format!("{service}.db")), migrations).await;
+                }
+                Some(("postgres" | "postgresql", _)) => {
+                    let schema = service.replace('-', "_");
+                    let (read, write, options) = open::postgres(url, &schema, migrations).await?;
+                    (read, write, options, Lead::Postgres { url: url.to_owned(), schema })
+                }
+                _ => {
+                    return Err(Error::setting(
+                        "database",
+                        "********",
+                        "expected `sqlite:`, `sqlite:FOLDER` or `postgres://user@host:port/database`",
+                    ));
+                }
+            };
+            let (writer, checkpoints) = (Writer::start(write, options), TaskTracker::new());
+            Ok(Self { read, writer, checkpoints, lead })
+        })
     }
 
     /// Opens the SQLite database at `file`, whose folder is there.
@@ -135,12 +137,14 @@ impl Store {
     }
 
     /// Finishes what waits, and closes the database.
-    pub async fn close(&self) {
-        self.writer.stop().await;
-        self.checkpoints.close();
-        self.checkpoints.wait().await;
-        // Nothing is unwritten; a pool that won't close says nothing of use.
-        let _ = self.read.clone().close().await;
+    pub fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.writer.stop().await;
+            self.checkpoints.close();
+            self.checkpoints.wait().await;
+            // Nothing is unwritten; a pool that won't close says nothing of use.
+            let _ = self.read.clone().close().await;
+        })
     }
 
     /// Tries to become the one process that leads on this database.
@@ -187,14 +191,16 @@ impl Leadership {
 ///
 /// # Errors
 /// When it can't be reached.
-pub async fn ping(config: &Config) -> Result<(), Error> {
-    let url = config.database_url();
-    if url.starts_with("sqlite:") {
-        return Ok(());
-    }
-    let connection = open::postgres_single(url, "public").await?;
-    connection.ping().await?;
-    Ok(connection.close().await?)
+pub fn ping(config: &Config) -> BoxFuture<'_, Result<(), Error>> {
+    Box::pin(async move {
+        let url = config.database_url();
+        if url.starts_with("sqlite:") {
+            return Ok(());
+        }
+        let connection = open::postgres_single(url, "public").await?;
+        connection.ping().await?;
+        Ok(connection.close().await?)
+    })
 }
 
 /// The server's process behind a session.

@@ -8,6 +8,7 @@ mod scan;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 
 pub use self::scan::Scan;
 use super::Event;
@@ -210,14 +211,16 @@ pub fn matches(pattern: &str, topic: &str) -> bool {
 ///
 /// # Errors
 /// When the setting names neither, or the broker's own files can't be opened.
-pub async fn broker(config: &Config) -> Result<Arc<dyn Broker>, Error> {
-    match config.events.split_once(':').map(|(scheme, _)| scheme) {
-        Some("embedded") => Ok(Arc::new(embedded::EmbeddedBroker::open(config).await?)),
-        Some("kafka") => Ok(Arc::new(kafka::KafkaBroker::connect(config)?)),
-        _ => Err(Error::setting(
-            "events",
-            &config.events,
-            "expected `embedded:` or `kafka://host:port`",
-        )),
-    }
+pub fn broker(config: &Config) -> BoxFuture<'_, Result<Arc<dyn Broker>, Error>> {
+    Box::pin(async move {
+        let broker: Arc<dyn Broker> = match config.events.split_once(':') {
+            Some(("embedded", _)) => Arc::new(embedded::EmbeddedBroker::open(config).await?),
+            Some(("kafka", _)) => Arc::new(kafka::KafkaBroker::connect(config)?),
+            _ => {
+                let expected = "expected `embedded:` or `kafka://host:port`";
+                return Err(Error::setting("events", &config.events, expected));
+            }
+        };
+        Ok(broker)
+    })
 }

@@ -8,6 +8,7 @@ mod in_process;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use mesh::{
     Error,
     config::Config,
@@ -65,19 +66,21 @@ impl Local {
     }
 
     /// Closes the admin port and sends the last telemetry, when everything is drained.
-    pub async fn stop(self) {
-        let Self { telemetry, process, .. } = self;
-        match process.into_inner() {
-            Some(process) => {
-                drop(telemetry);
-                process.stop().await;
-            }
-            None => {
-                if let Some(telemetry) = Arc::into_inner(telemetry) {
-                    telemetry.stop().await;
+    pub fn stop(self) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let Self { telemetry, process, .. } = self;
+            match process.into_inner() {
+                Some(process) => {
+                    drop(telemetry);
+                    process.stop().await;
+                }
+                None => {
+                    if let Some(telemetry) = Arc::into_inner(telemetry) {
+                        telemetry.stop().await;
+                    }
                 }
             }
-        }
+        })
     }
 
     async fn process(&self) -> Result<Arc<Process>, Error> {

@@ -20,6 +20,7 @@ use std::{
 
 use async_trait::async_trait;
 use chrono::Utc;
+use futures::future::BoxFuture;
 
 use mesh::Error;
 use tokio::{
@@ -161,32 +162,38 @@ impl Supervisor {
     ///
     /// # Errors
     /// What can't be started ever; the others are drained.
-    pub async fn run(self, runner: Arc<dyn Runner>, stop: CancellationToken) -> Result<(), Error> {
-        let failed: Arc<Mutex<Option<Error>>> = Arc::default();
-        let (mut units, mut names) = (JoinSet::new(), HashMap::new());
+    pub fn run(
+        self,
+        runner: Arc<dyn Runner>,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), Error>> {
+        Box::pin(async move {
+            let failed: Arc<Mutex<Option<Error>>> = Arc::default();
+            let (mut units, mut names) = (JoinSet::new(), HashMap::new());
 
-        for (name, orders) in self.orders {
-            let unit = unit::Supervised::new(
-                &name,
-                self.control.clone(),
-                runner.clone(),
-                stop.clone(),
-                failed.clone(),
-            );
-            names.insert(units.spawn(unit.run(orders)).id(), name);
-        }
-        while let Some(ended) = units.join_next_with_id().await {
-            let Err(why) = ended else { continue };
-            stop.cancel();
-            if let Some(unit) = names.get(&why.id()) {
-                // Else those it depends on would wait for its end.
-                self.control.set(unit, Status { state: State::Stopped, ..Status::default() });
+            for (name, orders) in self.orders {
+                let unit = unit::Supervised::new(
+                    &name,
+                    self.control.clone(),
+                    runner.clone(),
+                    stop.clone(),
+                    failed.clone(),
+                );
+                names.insert(units.spawn(unit.run(orders)).id(), name);
             }
-            let why = Error::Registry(format!("the task of a unit ended badly: {why}"));
-            failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
-        }
-        let failed = failed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        failed.map_or(Ok(()), Err)
+            while let Some(ended) = units.join_next_with_id().await {
+                let Err(why) = ended else { continue };
+                stop.cancel();
+                if let Some(unit) = names.get(&why.id()) {
+                    // Else those it depends on would wait for its end.
+                    self.control.set(unit, Status { state: State::Stopped, ..Status::default() });
+                }
+                let why = Error::Registry(format!("the task of a unit ended badly: {why}"));
+                failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+            }
+            let failed = failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+            failed.map_or(Ok(()), Err)
+        })
     }
 }
 
