@@ -16,34 +16,38 @@ use hostile::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How many rounds each target has, and how long one is.
-const ROUNDS: usize = 9;
-const ROUND: Duration = Duration::from_secs(2);
+/// How many rounds each target has, and how long one is; and where only each attack is
+/// to be seen to run, as `cargo test` has it.
+const ROUNDS: (usize, Duration) = (9, Duration::from_secs(2));
+const TRIAL: (usize, Duration) = (1, Duration::from_millis(200));
 /// How many calls a second the others make.
 const RATE: u32 = 500;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
-    let chosen: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let (flags, chosen): (Vec<_>, Vec<_>) =
+        std::env::args().skip(1).partition(|argument| argument.starts_with('-'));
+    let is_bench = flags.iter().any(|flag| flag == "--bench");
+    let (rounds, round) = if is_bench { ROUNDS } else { TRIAL };
     let site = Site::start(|_| {}).await;
-    println!("{ROUNDS} rounds of {ROUND:?} for each target, {RATE} calls/s by others");
+    println!("{rounds} rounds of {round:?} for each target, {RATE} calls/s by others");
     println!(
         "{:20} {:>8} {:>8} {:>8} {:>6} {:>11} {:>7} {:>9} {:>9}",
         "attack", "quiet", "service", "bare", "ratio", "min–max", "failed", "MB before", "MB after"
     );
     for attack in Attack::ALL {
         if chosen.is_empty() || chosen.iter().any(|name| attack.name().contains(name.as_str())) {
-            measure(&site, attack).await;
+            measure(&site, attack, rounds, round).await;
         }
     }
     site.stop().await;
 }
 
-async fn measure(site: &Site, attack: Attack) {
+async fn measure(site: &Site, attack: Attack, rounds: usize, time: Duration) {
     let (mut quiet, mut service, mut bare, mut ratios) = (vec![], vec![], vec![], vec![]);
     let mut failed = 0;
     let before = resident();
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let mut p99s = [0.0; 3];
         let mut targets = [(0, None), (1, Some(site.service)), (2, Some(site.bare))];
         // Neither of the two is always the one that follows the quiet.
@@ -59,7 +63,7 @@ async fn measure(site: &Site, attack: Attack) {
             };
             let ((), (), fared) = tokio::join!(
                 async {
-                    tokio::time::sleep(ROUND).await;
+                    tokio::time::sleep(time).await;
                     stop.cancel();
                 },
                 attacked,
@@ -78,7 +82,7 @@ async fn measure(site: &Site, attack: Attack) {
     println!(
         "{:20} {quiet:8.2} {service:8.2} {bare:8.2} {ratio:6.2} {:>11} {failed:7} {:9.1} {:9.1}",
         attack.name(),
-        format!("{:.2}–{:.2}", ratios[0], ratios[ROUNDS - 1]),
+        format!("{:.2}–{:.2}", ratios[0], ratios[rounds - 1]),
         megabytes(before),
         megabytes(resident()),
     );

@@ -19,9 +19,11 @@ use tokio::time::timeout;
 
 /// How many changes are measured.
 const CHANGES: usize = 100;
-/// Until the first call that is routed by a change, 99 of 100 times; a debug
-/// build spends most of that on the handshake.
-const BUDGET: Duration = Duration::from_millis(if cfg!(debug_assertions) { 100 } else { 20 });
+/// Until the first call that is routed by a change, 99 of 100 times.
+const BUDGET: Duration = Duration::from_millis(20);
+/// How many handshakes it may take instead, where a build or a machine is slow: as many as
+/// a new connection and its first calls.
+const HANDSHAKES: u32 = 3;
 /// The time between two changes.
 const APART: Duration = Duration::from_millis(20);
 
@@ -55,7 +57,7 @@ pub async fn a_change_is_routed_by_at_once(ground: Ground) {
     consul.register(&instance).await;
     let mut watched = registry.watch(SERVICE).await.unwrap();
     let mut client = HookReceiverClient::new(fleet.channel_by(&config, registry).await);
-    let (mut seen, mut routed) = (Vec::new(), Vec::new());
+    let (mut seen, mut routed, mut handshakes) = (Vec::new(), Vec::new(), Vec::new());
     for n in 0..CHANGES {
         tokio::time::sleep(APART).await;
         instance.address = fleet.address(n % 2);
@@ -79,10 +81,14 @@ pub async fn a_change_is_routed_by_at_once(ground: Ground) {
         let (see, route) = timeout(Duration::from_secs(10), both).await.expect("it is seen");
         seen.push(see);
         routed.push(route);
+        let begun = Instant::now();
+        tls::serial(&operator, SERVICE, instance.address).await.unwrap();
+        handshakes.push(begun.elapsed());
     }
     print(ground, "to the snapshot with it", &mut seen);
     let p99 = print(ground, "to the first call routed by it", &mut routed);
-    assert!(p99 < BUDGET, "{p99:?}");
+    let handshake = print(ground, "beside them, a handshake alone", &mut handshakes);
+    assert!(p99 < BUDGET.max(HANDSHAKES * handshake), "{p99:?}, a handshake {handshake:?}");
     fleet.stop().await;
 }
 

@@ -103,7 +103,13 @@ async fn an_instance_that_the_agent_forgot_is_registered_again() {
         let forgotten = Instant::now();
         agent.forget_service("a");
         eventually("registered again", || agent.service("a").is_some()).await;
-        assert!(forgotten.elapsed() < Duration::from_secs(1), "{:?}", forgotten.elapsed());
+        let took = forgotten.elapsed();
+        // A slow machine has as long as it takes to ask the agent some more times.
+        let asked = Instant::now();
+        snapshot(registry.consul.clone(), "echo".into(), None).await.unwrap();
+        let most = Duration::from_secs(1).max(20 * asked.elapsed());
+        assert!(took < most, "{took:?}, an answer alone {:?}", asked.elapsed());
+        // Until it asks again, by the new hash: nothing tells when.
         tokio::time::sleep(2 * LOOK_PAUSE).await;
     }
 }
@@ -118,6 +124,7 @@ async fn what_the_token_may_not_see_is_not_taken_for_gone() {
     // Until the answer was there, and refused: then it is asked again at once.
     let error = snapshot(registry.consul.clone(), "echo".into(), None).await.unwrap_err();
     assert!(error.to_string().contains("consul.token"), "{error}");
+    // It has been refused itself by then, several times; nothing tells when.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(watched.borrow().len(), 1, "the last good snapshot stays");
 }
