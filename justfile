@@ -26,13 +26,13 @@ backends dir="target/backends":
 
 # The faults at full length: 20 rolling restarts, Consul away for a minute
 faults:
-    OMNI_TEST_ROUNDS=20 OMNI_TEST_OUTAGE=60 cargo test -p tests --test faults -- --nocapture
+    OMNI_TEST_LIMIT=3600 OMNI_TEST_ROUNDS=20 OMNI_TEST_OUTAGE=60 cargo test -p tests --test faults -- --nocapture
 
 # Processes killed at random under load, for MINUTES; `--on real` for the real backends,
 # `--fault broker-away` or `broker-fails` for other faults
 chaos minutes="15" *args:
-    cargo build --release -p tests --bins
-    cargo run --release -p tests --bin chaos -- {{minutes}} {{args}}
+    cargo build --profile dist -p tests --bins
+    cargo run --profile dist -p tests --bin chaos -- {{minutes}} {{args}}
 
 # Benchmarks of the hot paths
 bench:

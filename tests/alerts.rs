@@ -16,7 +16,7 @@ const OUTBOX_LIMIT: usize = 500;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_alert_fires_when_its_cause_is_there() {
-    let _turn = Turn::beside_others().await;
+    let _turn = Turn::alone().await;
     let _watchdog = Watchdog::start();
     let settings = [
         ("OMNI_OUTBOX__LIMIT", OUTBOX_LIMIT.to_string()),

@@ -1,6 +1,6 @@
 //! The suite on the real Consul, Kafka, PostgreSQL and Jaeger, and the faults on
 //! a real Consul. Those that share these wait for one another ([`tests::turn`]): give it
-//! as many threads as there are tests, so that the others needn't.
+//! many threads, so that the others needn't.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 

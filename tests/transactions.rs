@@ -10,14 +10,14 @@ use rdkafka::{
     ClientConfig,
     producer::{BaseProducer, BaseRecord, Producer as _},
 };
-use tests::{mesh::new_id, turn::Turn};
+use tests::{Layout, mesh::new_id, turn::Turn};
 use watchdog::Watchdog;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_that_ends_with_a_transaction_is_read_to_its_end() {
-    let _turn = Turn::beside_others().await;
+    let _turn = Turn::on(Layout::Real).await;
     let _watchdog = Watchdog::start();
     let events = std::env::var("OMNI_EVENTS").expect("`compose/backends start` tells it");
     let servers = events.trim_start_matches("kafka://").split('?').next().unwrap().to_owned();

@@ -35,14 +35,16 @@ pub(crate) async fn send(common: &Common, args: &HookSend) -> anyhow::Result<()>
         Some(url) => url.trim_end_matches('/').to_owned(),
         None => gateway(&config).await?,
     };
-    let client = reqwest::Client::builder().http1_only().timeout(TIMEOUT);
-    let client = match url.starts_with("https:") {
-        true => client,
-        // The system's roots, which a container may lack, are needed for HTTPS alone.
-        false => client.tls_certs_only([]),
-    };
     let url = format!("{url}/hooks/{}", args.source);
-    let request = client.build()?.post(&url).header("content-type", &args.content_type);
+    let client = || reqwest::Client::builder().http1_only().timeout(TIMEOUT);
+    let client = match client().build() {
+        // A container may lack the system's roots, which HTTPS alone needs.
+        Err(_) if reqwest::Url::parse(&url)?.scheme() == "http" => {
+            client().tls_certs_only([]).build()?
+        }
+        built => built?,
+    };
+    let request = client.post(&url).header("content-type", &args.content_type);
     let request = sign(&config, args, &delivery, &body, request)?;
     let answer = request.body(body).send().await.with_context(|| format!("POST {url}"))?;
     let status = answer.status();

@@ -9,6 +9,7 @@ use tests::{
     fleet::{Fleet, SERVICE},
     ground::{Consul, Ground},
     load::Load,
+    turn::Turn,
     until,
 };
 use tonic::Code;
@@ -28,11 +29,12 @@ fn rules(name: &str, calls: &[&str]) -> String {
 pub async fn where_acls_deny_by_default_each_party_needs_its_own_policy_and_no_more(
     ground: Ground,
 ) {
+    let turn = Turn::beside_others().await;
     let agent = ConsulAgent::start_with_acls().await;
     let receiver = agent.token(SERVICE, &rules(SERVICE, &[])).await;
     let operator = agent.token("operator", &rules("operator", &[SERVICE])).await;
     let token = [("OMNI_CONSUL__TOKEN", receiver.as_str())];
-    let mut fleet = Fleet::empty(Some(Consul::Real(Box::new(agent))), &token).await;
+    let mut fleet = Fleet::empty(turn, Some(Consul::Real(Box::new(agent))), &token).await;
     fleet.add().await;
     fleet.add().await;
     registered(&fleet, 2).await;

@@ -10,6 +10,7 @@ use tests::{
     fleet::Fleet,
     ground::{Consul, Ground},
     process::{self, Process},
+    turn::Turn,
     until,
 };
 
@@ -38,7 +39,8 @@ async fn leader(fleet: &Fleet, is_new: impl Fn(&str) -> bool) -> String {
 /// tests' shorter one.
 pub async fn another_coordinator_leads_when_one_is_killed(ground: Ground) {
     let settings = [("OMNI_CONSUL__CHECK_INTERVAL", "10s")];
-    let mut fleet = Fleet::empty_alone(Consul::start(ground).await, &settings).await;
+    let turn = Turn::alone().await;
+    let mut fleet = Fleet::empty(turn, Consul::start(ground).await, &settings).await;
     let mut coordinators: BTreeMap<String, Process> = BTreeMap::new();
     for _ in 0..2 {
         let (process, address) = fleet.serve(NAME, &[]).await;

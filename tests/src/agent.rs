@@ -5,6 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::Path,
     process::Command,
+    sync::{LazyLock, Mutex, PoisonError},
 };
 
 use serde_json::{Value, json};
@@ -175,13 +176,18 @@ impl ConsulAgent {
     }
 }
 
-/// Different ports of loopback that nobody has.
+/// Different ports of loopback that nobody has, and that no other test of this program is
+/// given.
 pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
-    let first = PORTS.start + (uuid::Uuid::now_v7().as_u128() % 9000) as u16;
-    let mut free = (first..PORTS.end).chain(PORTS).filter(|port| {
+    static NEXT: LazyLock<Mutex<u16>> =
+        LazyLock::new(|| Mutex::new(PORTS.start + (uuid::Uuid::now_v7().as_u128() % 5000) as u16));
+    let mut next = NEXT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut free = (*next..PORTS.end).filter(|port| {
         // The gossip is by UDP as well.
         TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()
             && std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()
     });
-    std::array::from_fn(|_| free.next().expect("some port is free"))
+    let ports = std::array::from_fn(|_| free.next().expect("some port is free"));
+    *next = ports.last().map_or(*next, |last| last + 1);
+    ports
 }

@@ -367,6 +367,7 @@ impl Drop for MockKafka {
 /// What the mock says next.
 fn line(said: &mut BufReader<ChildStdout>) -> String {
     let mut line = String::new();
-    said.read_line(&mut line).expect("the mock lives");
+    let read = said.read_line(&mut line).expect("the mock's output can be read");
+    assert!(read > 0, "the mock has ended");
     line.trim_end().to_owned()
 }

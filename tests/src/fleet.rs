@@ -81,9 +81,13 @@ impl Fleet {
         Self::start_in(Turn::beside_others().await, ground, size, more).await
     }
 
-    async fn start_in(turn: Turn, ground: Ground, size: usize, more: &[(&str, &str)]) -> Self {
+    /// As [`Fleet::start_with`], in a turn that was taken.
+    ///
+    /// # Panics
+    /// When one doesn't start.
+    pub async fn start_in(turn: Turn, ground: Ground, size: usize, more: &[(&str, &str)]) -> Self {
         let consul = Consul::start(ground).await;
-        let mut fleet = Self::prepare(turn, consul, more).await;
+        let mut fleet = Self::empty(turn, consul, more).await;
         // All are started before the first one is waited for.
         let starting: Vec<_> = (0..size).map(|_| fleet.spawn(SERVICE, &[])).collect();
         for process in starting {
@@ -93,24 +97,12 @@ impl Fleet {
         fleet
     }
 
-    /// A fleet on this Consul, or on none, that has no instance yet.
+    /// A fleet on this Consul, or on none, that has no instance yet. The turn is taken
+    /// before the Consul is started.
     ///
     /// # Panics
     /// When there is no room for its files.
-    pub async fn empty(consul: Option<Consul>, more: &[(&str, &str)]) -> Self {
-        Self::prepare(Turn::beside_others().await, consul, more).await
-    }
-
-    /// As [`Fleet::empty`], for a test that asserts how long something takes: nothing
-    /// else runs meanwhile.
-    ///
-    /// # Panics
-    /// When there is no room for its files.
-    pub async fn empty_alone(consul: Option<Consul>, more: &[(&str, &str)]) -> Self {
-        Self::prepare(Turn::alone().await, consul, more).await
-    }
-
-    async fn prepare(_turn: Turn, consul: Option<Consul>, more: &[(&str, &str)]) -> Self {
+    pub async fn empty(_turn: Turn, consul: Option<Consul>, more: &[(&str, &str)]) -> Self {
         let _watchdog = Watchdog::start();
         // Another test of this process may have been first.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

@@ -33,6 +33,7 @@ use tests::{
             v2::{self, shop_client::ShopClient as NewClient},
         },
     },
+    turn::Turn,
     until,
 };
 use tonic::{Code, Request, Status, body::Body};
@@ -78,7 +79,8 @@ impl Market {
     async fn open(ground: Ground, versions: &[&str], bridged: bool) -> Self {
         let mappings = shop::mappings().display().to_string();
         let settings = [("OMNI_MAPPINGS", mappings.as_str())];
-        let mut fleet = Fleet::empty(Consul::start(ground).await, &settings).await;
+        let turn = Turn::beside_others().await;
+        let mut fleet = Fleet::empty(turn, Consul::start(ground).await, &settings).await;
         let bridge = match bridged {
             true => Some(fleet.serve("version-bridge", &[]).await),
             false => None,

@@ -82,7 +82,7 @@ impl Consul {
             .default_headers(headers(config.consul.token.as_ref())?)
             .connect_timeout(CONNECT_TIMEOUT)
             .build()
-            .map_err(|why| Error::setting("registry", &config.registry, why))?;
+            .map_err(|why| Error::setting("registry", &config.registry, said(why)))?;
         Ok(Arc::new(Self { http, address, wait: WAIT }))
     }
 
@@ -203,7 +203,7 @@ impl Consul {
         let sent = request.body(body).timeout(deadline).send();
         let response = sent.await.map_err(|why| {
             let hint = "is the agent running, and is its address right in `registry`?";
-            self.failed(&path, format!("{}; {hint}", why.without_url()))
+            self.failed(&path, format!("{}; {hint}", said(why)))
         })?;
         let status = response.status();
         let index = index(response.headers());
@@ -239,7 +239,7 @@ impl Consul {
     async fn body(&self, path: &str, mut response: reqwest::Response) -> Result<Vec<u8>, Error> {
         let mut body = Vec::new();
         while let Some(chunk) =
-            response.chunk().await.map_err(|why| self.failed(path, why.without_url()))?
+            response.chunk().await.map_err(|why| self.failed(path, said(why)))?
         {
             if body.len() + chunk.len() > MAX_ANSWER_BYTES {
                 let why = format!("its answer is larger than {MAX_ANSWER_BYTES} bytes");
@@ -253,6 +253,13 @@ impl Consul {
     fn failed(&self, path: &str, why: impl ToString) -> Error {
         Error::Consul { url: format!("{}/v1/{path}", self.address), cause: why.to_string() }
     }
+}
+
+/// An error of the HTTP client with all that caused it; it says only the first itself.
+fn said(why: reqwest::Error) -> String {
+    let why = why.without_url();
+    let causes = std::iter::successors(std::error::Error::source(&why), |why| why.source());
+    causes.fold(why.to_string(), |said, cause| format!("{said}: {cause}"))
 }
 
 /// `duration` as Go writes it.

@@ -53,7 +53,9 @@ async fn an_agent_that_is_not_there_is_named_with_what_to_do() {
     agent.stop().await;
     let consul = Consul::from_config(&config(&agent.url(), None)).unwrap();
     let error = consul.get(CaRoots { features: None }).await.unwrap_err().to_string();
-    assert!(error.contains("agent/connect/ca/roots") && error.contains("`registry`"), "{error}");
+    for said in ["agent/connect/ca/roots", "refused", "`registry`"] {
+        assert!(error.contains(said), "{said}: {error}");
+    }
 }
 
 #[tokio::test]

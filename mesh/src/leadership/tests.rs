@@ -15,8 +15,8 @@ const NAME: &str = "scheduler";
 /// Longer than all that a lead takes to change hands.
 const DEADLINE: Duration = Duration::from_secs(15);
 
-/// By what the agent tells, and not by the next question, which comes after 30 s.
-const AT_ONCE: Duration = Duration::from_secs(10);
+/// Sooner than what was told lapses by itself, after [`BELIEF`].
+const AT_ONCE: Duration = Duration::from_secs(3);
 
 fn config(key: &str, value: String) -> Config {
     Config::from_sources(None, HashMap::new(), &[(key, value)]).unwrap()

@@ -11,7 +11,8 @@
 //! header trickles. Here each state has its own: `limits.first_byte_timeout`,
 //! `limits.handshake_timeout` and `limits.keep_alive_timeout`. While the listener has
 //! more than half of the connections it may have, nobody is awaited for longer than a
-//! header may take.
+//! header may take. What is read of a next header while its predecessor is answered
+//! counts as idle, not as a header: one such part can't be told from the body before it.
 
 use std::{
     io,
@@ -30,9 +31,12 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use super::{quota::Quota, silent::Seat, streams::Streams};
 use crate::config::LimitsConfig;
 
-/// How HTTP/2 begins, which the admin port speaks too; its connections are timed by
+/// How HTTP/2 begins, where it is spoken too; its connections are timed by
 /// [`Streams::idle`].
-const HTTP2: &[u8] = b"PRI ";
+const HTTP2: &[u8] = b"PRI * HTTP/2.0";
+/// What a connection that has to make room is left for its first bytes, which may have
+/// arrived without having been read.
+const LAST_CHANCE: Duration = Duration::from_secs(1);
 
 /// A stream whose reads fail when its peer was awaited for too long.
 pub(super) struct Awaited<I> {
@@ -41,12 +45,17 @@ pub(super) struct Awaited<I> {
     times: Times,
     /// All connections of the listener.
     connections: Arc<Quota>,
+    made: Instant,
     /// Until its first byte.
     silent: Option<(Seat, Pin<Box<WaitForCancellationFutureOwned>>)>,
     /// Since when a request's header is being read, and how many requests had begun
     /// before.
     header: Option<(Instant, u64)>,
+    /// Whether it may turn out to be HTTP/2, and whether it has.
+    speaks_http2: bool,
     is_http2: bool,
+    /// Whether what was written last waits for the peer to read.
+    writing: bool,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -65,6 +74,7 @@ impl<I> Awaited<I> {
         limits: &LimitsConfig,
         connections: Arc<Quota>,
         seat: Seat,
+        speaks_http2: bool,
     ) -> Self {
         let times = Times {
             silent: limits.first_byte_timeout,
@@ -79,15 +89,18 @@ impl<I> Awaited<I> {
             times,
             connections,
             silent: Some((seat, gone)),
+            made: Instant::now(),
             header: None,
+            speaks_http2,
             is_http2: false,
+            writing: false,
         }
     }
 
     /// Something was read.
     fn heard(&mut self, bytes: &[u8]) {
         if self.silent.take().is_some() {
-            self.is_http2 = bytes.starts_with(HTTP2);
+            self.is_http2 = self.speaks_http2 && bytes.starts_with(HTTP2);
         }
         let begun = self.streams.begun();
         let goes_on = self.header.is_some_and(|(_, before)| before == begun);
@@ -98,7 +111,7 @@ impl<I> Awaited<I> {
 
     /// Until when the peer is awaited; `None` while it is being answered.
     fn deadline(&mut self) -> Option<Instant> {
-        if self.is_http2 || self.streams.is_busy() {
+        if self.is_http2 || self.writing || self.streams.is_busy() {
             return None;
         }
         self.header = self.header.filter(|(_, before)| *before == self.streams.begun());
@@ -113,15 +126,27 @@ impl<I> Awaited<I> {
         Some(self.streams.idle_since() + time)
     }
 
+    /// Something was to be written, and perhaps the peer has yet to read.
+    fn wrote(&mut self, waits: bool, cx: &Context<'_>) {
+        if self.writing && !waits {
+            // From now on it may be awaited.
+            cx.waker().wake_by_ref();
+        }
+        self.writing = waits;
+    }
+
     /// Whether the peer was awaited for too long, or has to make room.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some((_, gone)) = &mut self.silent
-            && gone.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(());
-        }
+        // hyper doesn't read again of itself once a request has ended.
+        self.streams.await_next(cx);
+        let makes_room = self.silent.as_mut().is_some_and(|(seat, gone)| {
+            seat.gone.is_cancelled() || gone.as_mut().poll(cx).is_ready()
+        });
         loop {
-            let Some(deadline) = self.deadline() else { return Poll::Pending };
+            let Some(mut deadline) = self.deadline() else { return Poll::Pending };
+            if makes_room {
+                deadline = deadline.min(self.made + LAST_CHANCE);
+            }
             let now = Instant::now();
             if deadline <= now {
                 return Poll::Ready(());
@@ -163,7 +188,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Awaited<I> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.wrote(written.is_pending(), cx);
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -179,7 +206,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Awaited<I> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.wrote(written.is_pending(), cx);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

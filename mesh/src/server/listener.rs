@@ -204,7 +204,8 @@ impl Door {
         address: IpAddr,
     ) -> Awaited<TcpStream> {
         let seat = self.silent.enter(quota::network(address));
-        Awaited::new(stream, streams.clone(), &self.limits, self.connections.clone(), seat)
+        let (connections, is_admin) = (self.connections.clone(), matches!(self.port, Port::Admin));
+        Awaited::new(stream, streams.clone(), &self.limits, connections, seat, is_admin)
     }
 
     /// The requests of a new connection, whose peer has `room` in the service.

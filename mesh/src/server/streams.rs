@@ -6,9 +6,11 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
+    task::Context,
     time::Duration,
 };
 
+use futures::task::AtomicWaker;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +42,8 @@ pub(super) struct Streams {
     handed: Mutex<Weak<Stream>>,
     draining: AtomicBool,
     gave_up: AtomicBool,
+    /// Who awaits the peer's next request.
+    awaiting: AtomicWaker,
     first: CancellationToken,
     abused: CancellationToken,
 }
@@ -64,6 +68,7 @@ impl Streams {
             handed: Mutex::default(),
             draining: AtomicBool::new(false),
             gave_up: AtomicBool::new(false),
+            awaiting: AtomicWaker::new(),
             first: CancellationToken::new(),
             abused: CancellationToken::new(),
         })
@@ -96,6 +101,11 @@ impl Streams {
     /// When the last request ended; where there was none, when the connection began.
     pub(super) fn idle_since(&self) -> Instant {
         self.made + Duration::from_millis(self.last_end.load(Ordering::Relaxed))
+    }
+
+    /// Wakes the task of `cx` when a request ends.
+    pub(super) fn await_next(&self, cx: &Context<'_>) {
+        self.awaiting.register(cx.waker());
     }
 
     /// The peer was awaited for too long.
@@ -161,6 +171,7 @@ impl Streams {
         let millis = now.duration_since(self.made).as_millis();
         self.last_end.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.open.fetch_sub(1, Ordering::Relaxed);
+        self.awaiting.wake();
         if answered {
             return;
         }

@@ -41,7 +41,12 @@ impl Edge {
         change(&mut limits);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let app = server::app(Router::new().route("/", get(|| async { "here" })));
+        let slow = get(|| async {
+            tokio::time::sleep(2 * SHORT).await;
+            "here"
+        });
+        let routes = Router::new().route("/", get(|| async { "here" })).route("/slow", slow);
+        let app = server::app(routes);
         let stop = CancellationToken::new();
         let until = stop.clone();
         let served = tokio::spawn(async move {
@@ -61,7 +66,11 @@ impl Edge {
 }
 
 async fn ask(stream: &mut TcpStream) {
-    stream.write_all(REQUEST).await.unwrap();
+    ask_by(stream, REQUEST).await;
+}
+
+async fn ask_by(stream: &mut TcpStream, request: &[u8]) {
+    stream.write_all(request).await.unwrap();
     let (mut answer, mut part) = (String::new(), [0; 1024]);
     while !answer.ends_with("here") {
         let read = timeout(DEADLINE, stream.read(&mut part)).await.expect("an answer").unwrap();
@@ -96,6 +105,29 @@ async fn who_has_no_further_request_is_let_go_after_a_while() {
     closes(&mut idle).await;
     // The last answer was sent a moment before it was read.
     assert!(begun.elapsed() >= SHORT / 2, "too soon: {:?}", begun.elapsed());
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_that_takes_longer_than_a_header_is_answered_and_timed_from_its_end() {
+    let short = |limits: &mut LimitsConfig| {
+        (limits.handshake_timeout, limits.keep_alive_timeout) = (SHORT, SHORT);
+    };
+    let edge = Edge::start(short).await;
+    let mut idle = edge.connect().await;
+    ask_by(&mut idle, b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    closes(&mut idle).await;
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn the_beginning_of_http_2_opens_nothing_where_it_is_not_spoken() {
+    let edge = Edge::start(|limits| limits.handshake_timeout = SHORT).await;
+    let mut peer = edge.connect().await;
+    peer.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    // Refused or not, it ends.
+    timeout(DEADLINE, peer.read_to_end(&mut answer)).await.expect("it is let go").ok();
     edge.stop().await;
 }
 

@@ -27,8 +27,16 @@ impl Mesh {
     }
 
     /// As [`Mesh::post`], with further headers, which win over the usual ones.
+    ///
+    /// # Panics
+    /// When the gateway doesn't answer at all.
     pub async fn post_with(&self, delivery: &str, body: &[u8], more: &[(&str, &str)]) -> Answer {
-        self.post_to(self.gateway(), delivery, body, more).await
+        let answer = self.try_post_to(self.gateway(), delivery, body, more).await;
+        if answer.is_err() {
+            // It may be elsewhere by now.
+            self.forget_gateway();
+        }
+        answer.expect("the gateway answers")
     }
 
     /// As [`Mesh::post_with`], to a gateway whose address is known.
