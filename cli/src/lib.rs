@@ -33,7 +33,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// in a process: it makes the choices that a process makes once.
 #[tokio::main]
 pub async fn main() -> ExitCode {
-    // Several of the crates used bring a provider; rustls wants one chosen.
+    // Whatever crates are used, and whichever providers of TLS they bring.
     let installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
     debug_assert!(installed.is_ok(), "nothing was installed before main");
     let args = Args::parse();

@@ -153,7 +153,7 @@ fn telemetry(config: &Config) -> Arc<Telemetry> {
     static TELEMETRY: OnceLock<(Arc<Telemetry>, tokio::runtime::Runtime)> = OnceLock::new();
     let mut config = config.clone();
     let start = move || {
-        // With two providers in the graph rustls wants to be told.
+        // As `omni` does, first of all.
         rustls::crypto::aws_lc_rs::default_provider().install_default().unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let telemetry = runtime.block_on(async {
