@@ -68,7 +68,7 @@ pub async fn rolling_restarts_fail_no_call(ground: Ground) {
 }
 
 pub async fn an_instance_that_is_told_to_stop_fails_no_call(ground: Ground) {
-    let mut fleet = Fleet::start(ground, 2).await;
+    let mut fleet = Fleet::start_alone(ground, 2).await;
     let load = fleet.load(RATE).await;
     let told = fleet.drain(0).await;
     let drained = told.elapsed();

@@ -64,8 +64,8 @@ impl Fleet {
         Self::start_with(ground, size, &[]).await
     }
 
-    /// As [`Fleet::start`], for a test that asserts how long something takes: nothing
-    /// else runs meanwhile.
+    /// As [`Fleet::start`], for a test that asserts how long something takes, or makes as
+    /// many calls as a machine can answer: nothing else runs meanwhile.
     ///
     /// # Panics
     /// When one doesn't start.

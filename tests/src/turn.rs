@@ -1,6 +1,6 @@
 //! Which tests of a program run at the same time: two for each core, for most of the time
-//! they wait. There are two other kinds: tests that assert how long something takes run
-//! alone; those on the real backends that the environment names run one after another, for
+//! they wait. There are two other kinds: tests that assert how long something takes, or
+//! that need the whole machine, run alone; those on the real backends that the environment names run one after another, for
 //! they share these.
 
 use std::{num::NonZeroUsize, sync::LazyLock, thread};
@@ -24,7 +24,7 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// For a test that asserts how long something takes.
+    /// For a test that asserts how long something takes, or needs the whole machine.
     pub async fn alone() -> Self {
         Self::with(*PLACES, None).await
     }
