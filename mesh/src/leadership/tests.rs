@@ -16,7 +16,7 @@ const NAME: &str = "scheduler";
 const DEADLINE: Duration = Duration::from_secs(15);
 
 /// Sooner than what was told lapses by itself, after [`BELIEF`].
-const AT_ONCE: Duration = Duration::from_secs(3);
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 fn config(key: &str, value: String) -> Config {
     Config::from_sources(None, HashMap::new(), &[(key, value)]).unwrap()

@@ -72,8 +72,7 @@ async fn a_broker_that_is_down_costs_an_error_by_the_deadline_and_no_order() {
         let answers = broker.publish(batch.clone(), Duration::from_secs(1)).await;
         println!("the broker is down: answered after {:?}", begun.elapsed());
         assert!(answers.iter().all(Result::is_err));
-        // By its own deadline, and not by librdkafka's, which is a minute.
-        assert!(begun.elapsed() < Duration::from_secs(20));
+        assert!(begun.elapsed() < Duration::from_secs(3));
     }
     cluster.as_mock().broker_up(-1).unwrap();
     let begun = Instant::now();
@@ -242,6 +241,5 @@ fn a_runtime_that_ends_while_the_broker_is_down_waits_only_so_long() {
     let begun = Instant::now();
     drop(runtime);
     println!("the runtime ended after {:?}", begun.elapsed());
-    // librdkafka alone would wait for the broker.
-    assert!(begun.elapsed() < CLOSE_LIMIT + Duration::from_secs(20));
+    assert!(begun.elapsed() < CLOSE_LIMIT + Duration::from_secs(1));
 }
