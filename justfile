@@ -20,8 +20,7 @@ backends dir="target/backends":
     compose/backends install
     compose/backends start --free-ports --dir {{dir}}
     set -a && . {{dir}}/env && set +a && \
-        cargo test -p tests --features kafka-tls --test secure_kafka && \
-        cargo test -p tests --test backends -- --test-threads 32; \
+        cargo test -p tests --features mesh/kafka-tls --test backends -- --test-threads 32; \
         code=$?; compose/backends stop --dir {{dir}}; exit $code
 
 # The faults at full length: 20 rolling restarts, Consul away for a minute
@@ -46,7 +45,7 @@ peers *args:
 
 # What an acknowledged webhook costs, beside a bare axum handler
 webhooks *args:
-    cargo build --profile dist -p cli
+    cargo build --profile dist -p cli --features jemalloc
     cargo run --profile dist -p benches --bin webhooks -- {{args}}
 
 # What an event costs from the outbox to its consumer, and whether that grows with

@@ -1,6 +1,7 @@
 //! The suite on the real Consul, Kafka, PostgreSQL and Jaeger, and the faults on
 //! a real Consul. Those that share these wait for one another ([`tests::turn`]): give it
-//! many threads, so that the others needn't.
+//! many threads, so that the others needn't. That of TLS to Kafka fails
+//! without `--features mesh/kafka-tls`.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
@@ -9,6 +10,7 @@ mod alerts;
 mod children;
 #[allow(dead_code, unused_imports, reason = "each target runs the tests that fit it")]
 mod fleet;
+mod secure_kafka;
 mod suite;
 mod transactions;
 mod versions;

@@ -1,7 +1,5 @@
 //! A Kafka that takes nobody without a certificate and a password.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
 use tests::{
     Layout, Mesh,
     kafka::{PASSWORD, SecureKafka, USER},

@@ -26,6 +26,7 @@ use clap::Parser as _;
 use self::args::{Args, BridgeCommand, CertsCommand, Command, ConfigCommand, HookCommand};
 
 /// Of all of the process, of what is written in C too: docs/decisions/021.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
