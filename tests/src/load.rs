@@ -9,7 +9,10 @@ use std::{
 use api::hooks::v1::{
     ListSessionsRequest, NewHook, ReceiveRequest, hook_receiver_client::HookReceiverClient,
 };
-use mesh::client::{Channel, Peer};
+use mesh::{
+    client::{Channel, Peer},
+    status::{Reason, reason},
+};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
@@ -182,6 +185,20 @@ impl Report {
             self.troubled_for(fault),
             self.answered().values().collect::<Vec<_>>(),
         );
+    }
+
+    /// Takes out the calls that failed for want of an instance in one of `gaps`, in which
+    /// there was none: a call waits 1 s for one.
+    pub fn without_those_in(mut self, gaps: &[(Instant, Instant)]) -> Self {
+        const WAIT: Duration = Duration::from_secs(1);
+        self.samples.retain(|Sample { due, took, outcome }| {
+            let in_gap = |(from, to): &(Instant, Instant)| {
+                *to - *from >= WAIT && *due <= *to && *due + *took >= *from
+            };
+            !outcome.as_ref().is_err_and(|why| reason(why) == Reason::NoInstance)
+                || !gaps.iter().any(in_gap)
+        });
+        self
     }
 
     /// Fails the test when a call failed.
