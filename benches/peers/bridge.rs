@@ -4,7 +4,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use mesh::{client::VERSION_BRIDGE, service::Process, telemetry::Telemetry};
+use mesh::{service::Process, telemetry::Telemetry};
 use tokio::sync::oneshot;
 
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ pub(crate) async fn run(data: &Path, traces: &str) -> anyhow::Result<()> {
     let mut config = meshed::config(data, traces)?;
     config.mappings = Some(older::FOLDER.into());
     // Its usual port may be another one's; without a word it gets a free one.
-    config.services.remove(VERSION_BRIDGE);
+    config.services.remove(meshed::VERSION_BRIDGE);
     let telemetry = Telemetry::start(&config)?.into();
     let process = Process::start(Arc::new(config), telemetry, &meshed::declared(), 0).await?;
     let process = Arc::new(process);

@@ -15,7 +15,7 @@ use mesh::{
         dev::{DevAuthority, Issued},
     },
     intercept::{Attached, Interceptors, Metrics},
-    policy::{self, Action, Intention, Policy},
+    policy::{self, Action, Declared, Intention, Policy, Trust},
     registry::{self, Instance, Registry},
     server::{self, Denials, Security},
     telemetry::{
@@ -35,6 +35,8 @@ use crate::{
     server::Answering,
 };
 
+/// What converts between versions.
+pub(crate) const VERSION_BRIDGE: &str = "version-bridge";
 /// Who calls.
 pub(crate) const CLIENT: &str = "load";
 /// Who is called.
@@ -78,9 +80,11 @@ pub(crate) fn config(data: &Path, traces: &str) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-/// Whom the other services call, as (caller, called).
-pub(crate) fn declared() -> Vec<(String, String)> {
-    (0..OTHERS).map(|n| (format!("service-{n}"), format!("service-{}", n + 1))).collect()
+/// What the other services declare: whom they call.
+pub(crate) fn declared() -> Declared {
+    let calls = (0..OTHERS).map(|n| (format!("service-{n}"), format!("service-{}", n + 1)));
+    let converters = [VERSION_BRIDGE.to_owned()].into();
+    Declared { calls: calls.collect(), trust: Trust { converters, ..Trust::default() } }
 }
 
 /// What a process of the mesh has, whichever side it is.
@@ -147,7 +151,7 @@ pub(crate) async fn serve(
         })
         .await?;
     let stop = CancellationToken::new();
-    let security = Security::Mesh(side.identity.clone());
+    let security = Security::Mesh { identity: side.identity.clone(), in_place: false };
     let serving = server::serve(
         listener,
         security,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::bail;
 use mesh::{
     config::Config,
+    policy::Declared,
     service::{Descriptor, Service},
 };
 use service_coordinator::{ServiceCoordinator, plan::Plan, supervisor::Control};
@@ -51,10 +52,7 @@ pub(crate) fn plan(config: &Config) -> anyhow::Result<Plan> {
     }
 }
 
-/// Whom services call, as (caller, called): what they declare.
-pub(crate) fn dependencies() -> Vec<(String, String)> {
-    let pairs = descriptors().into_iter().flat_map(|descriptor| {
-        descriptor.called().map(move |called| (descriptor.name.to_owned(), called.to_owned()))
-    });
-    pairs.collect()
+/// What they declare: whom they call, and for whom they speak.
+pub(crate) fn declared() -> Declared {
+    mesh::service::declared(&descriptors())
 }

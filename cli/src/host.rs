@@ -92,7 +92,7 @@ pub(crate) async fn run(
     let telemetry = Telemetry::start(&config)?;
     let supervisor = Supervisor::new(plan);
     let services = catalogue::all(whole, supervisor.control());
-    let declared = catalogue::dependencies();
+    let declared = catalogue::declared();
     let local = Local::new(Arc::new(config), telemetry, services, declared, admin_port, retries);
     let local = Arc::new(local);
     let runner: Arc<dyn Runner> = match place {

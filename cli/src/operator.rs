@@ -6,14 +6,19 @@ use std::sync::Arc;
 use mesh::{
     client::Client,
     config::Config,
-    identity, policy,
+    identity,
+    policy::{self, Trust},
     registry::{self, Registry},
 };
+
+use crate::catalogue;
 
 /// An operator's registry and client.
 pub(crate) struct Operator {
     pub(crate) registry: Arc<dyn Registry>,
     pub(crate) client: Client,
+    /// Who may convert its calls.
+    pub(crate) trust: Trust,
 }
 
 impl Operator {
@@ -29,8 +34,9 @@ impl Operator {
         registry: Arc<dyn Registry>,
     ) -> anyhow::Result<Self> {
         let identity = identity::authority(config)?.identity(name).await?;
-        let policy = policy::policy(config, &[]).await?;
+        let policy = policy::policy(config, &catalogue::declared()).await?;
+        let trust = policy.borrow().trust.clone();
         let client = Client::new(identity, registry.clone(), policy, Default::default());
-        Ok(Self { registry, client })
+        Ok(Self { registry, client, trust })
     }
 }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use api::hooks::v1::hook_receiver_client::HookReceiverClient;
 use async_trait::async_trait;
-use mesh::service::{Context, Descriptor, HTTP, Phase, Service, Surface};
+use mesh::service::{Context, Descriptor, HTTP, Phase, Role, Service, Surface};
 
 use self::{body::Bodies, source::Sources, webhook::Webhooks};
 
@@ -36,6 +36,7 @@ impl Service for Gateway {
             name: "gateway",
             version: env!("CARGO_PKG_VERSION"),
             phase: Phase::Services,
+            role: Role::Proxy,
             dependencies: &[HOOK_RECEIVER],
             optional: &[],
             grpc_services: &[],

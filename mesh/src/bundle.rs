@@ -4,6 +4,9 @@
 //! for each call, and they wake each other several times a call. As tasks of their
 //! own, each of these wakes may rouse another thread, which costs far more than the
 //! work that waits for it, and most bytes would leave one by one.
+//!
+//! That is done for who only passes calls on, whose own part of a call is less work than
+//! a wake. Others' calls are spread over all cores.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -19,8 +22,6 @@ use futures::{
     FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered, task::AtomicWaker,
 };
 use tokio::task::coop;
-
-use crate::{client::VERSION_BRIDGE, identity::SpiffeId};
 
 /// How often what wakes each other is polled before other tasks have their turn.
 const PASSES: usize = 8;
@@ -47,13 +48,6 @@ struct Shared {
     /// Whether one of them was woken since they were polled.
     woken: AtomicBool,
     task: AtomicWaker,
-}
-
-/// Whether all of its connections' futures run in one task a connection each: of one
-/// that only passes calls on, whose own part of a call is less work than a wake.
-/// Others' calls are spread over all cores.
-pub(crate) fn is_for(party: &SpiffeId) -> bool {
-    party.name() == VERSION_BRIDGE
 }
 
 /// An empty bundle, and what adds to it. It has to get a future before it is polled.

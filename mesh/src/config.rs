@@ -80,6 +80,8 @@ pub struct Config {
     pub intentions: Vec<crate::policy::Intention>,
     /// How calls are made, by route.
     pub routes: crate::policy::Routes,
+    /// Who may speak for others, besides the services of the program's own list.
+    pub trust: crate::policy::Trust,
     #[serde(skip)]
     layers: Vec<Layer>,
     #[serde(skip)]
@@ -299,7 +301,8 @@ impl Config {
         let mut known: BTreeSet<String> = defaults.values.keys().map(|k| first(k)).collect();
         known.extend(sections.iter().map(|s| (*s).to_owned()));
         known.extend(
-            ["advertise", "instances", "intentions", "mappings", "routes"].map(str::to_owned),
+            ["advertise", "instances", "intentions", "mappings", "routes", "trust"]
+                .map(str::to_owned),
         );
         for layer in given {
             if let Some(key) = layer.values.keys().find(|key| !known.contains(&first(key))) {

@@ -22,6 +22,7 @@ fn rules(name: &str, calls: &[&str]) -> String {
     let called = calls.iter().map(|name| format!("service \"{name}\" {{ policy = \"read\" }}\n"));
     let shared = "node_prefix \"\" { policy = \"read\" }\n\
                   key \"omnibridge/routes\" { policy = \"read\" }\n\
+                  key \"omnibridge/trust\" { policy = \"read\" }\n\
                   key_prefix \"omnibridge/versions/\" { policy = \"read\" }\n";
     own + &called.collect::<String>() + shared
 }

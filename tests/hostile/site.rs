@@ -148,7 +148,7 @@ impl Site {
         let limits = self.config.limits.clone();
         let (policy, none) = (self.policy.clone(), Interceptors::default());
         let app = server::stack(SERVICE, self.routes(), &limits, policy, none, Denials::new());
-        let security = Security::Mesh(self.own.clone());
+        let security = Security::Mesh { identity: self.own.clone(), in_place: false };
         self.tasks.spawn(async move {
             server::serve(listener, security, &limits, app, stop, GRACE).await;
             ended.cancel();

@@ -15,7 +15,7 @@ use mesh::{
     config::Config,
     identity::{self, Identity},
     intercept::Interceptors,
-    policy,
+    policy::{self, Declared},
     registry::{self, Registry},
 };
 use watchdog::Watchdog;
@@ -311,7 +311,8 @@ impl Fleet {
     pub async fn channel_by(&self, config: &Config, registry: Arc<dyn Registry>) -> Channel {
         let authority = identity::authority(config).expect("the processes use it too");
         let operator = authority.identity("operator").await.expect("it is given");
-        let policy = policy::policy(config, &[]).await.expect("the processes use it too");
+        let policy = policy::policy(config, &Declared::default()).await;
+        let policy = policy.expect("the processes use it too");
         let client = Client::new(operator, registry, policy, Interceptors::default());
         client.channel(SERVICE).await.expect("it can be watched")
     }

@@ -197,7 +197,8 @@ impl Mesh {
         let authority = mesh::identity::authority(&config).expect("there is one");
         let identity = authority.identity(party).await.expect("it is given");
         let registry = mesh::registry::registry(&config).expect("there is one");
-        let policy = mesh::policy::policy(&config, &[]).await.expect("there is one");
+        let policy =
+            mesh::policy::policy(&config, &Default::default()).await.expect("there is one");
         let client = Client::new(identity, registry, policy, Default::default());
         client.channel(service).await.expect("the registry can be watched")
     }

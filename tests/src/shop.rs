@@ -12,9 +12,11 @@ use async_trait::async_trait;
 use futures::{Stream, StreamExt as _, stream};
 use mesh::{
     Error,
+    call::Call,
     config::Config,
     events::{Attributes, Event, Handler, Outbox, Outgoing},
-    service::{Context, Descriptor, Phase, Process, Service, Surface},
+    policy::Declared,
+    service::{Context, Descriptor, Phase, Process, Role, Service, Surface},
     status::InvalidField,
     telemetry::Telemetry,
 };
@@ -44,6 +46,8 @@ pub mod proto {
 pub const SLOW: &str = "slow";
 /// The header that an answer gives back.
 pub const ECHO: &str = "x-echo";
+/// The header of an answer that says who calls.
+pub const CALLER: &str = "x-caller";
 /// What it prints when a caller gives up waiting.
 pub const GIVEN_UP: &str = "given up";
 
@@ -189,6 +193,10 @@ fn echo<Q, A>(request: &Request<Q>, answer: A) -> Response<A> {
     if let Some(value) = request.metadata().get(ECHO) {
         response.metadata_mut().insert(ECHO, value.clone());
     }
+    if let Some(caller) = &Call::current().caller {
+        let name = caller.name().parse().expect("it is ASCII");
+        response.metadata_mut().insert(CALLER, name);
+    }
     response
 }
 
@@ -273,6 +281,7 @@ impl Service for Version {
             name: "shop",
             version: self.0,
             phase: Phase::Services,
+            role: Role::Ordinary,
             dependencies: &[],
             optional: &[],
             grpc_services: match self.is_old() {
@@ -315,6 +324,7 @@ impl Service for Ledger {
             name: self.name,
             version: "1.0.0",
             phase: Phase::Services,
+            role: Role::Ordinary,
             dependencies: &[],
             optional: &[],
             grpc_services: &[],
@@ -364,7 +374,8 @@ pub async fn serve(which: &'static str) -> Result<(), Error> {
     let config = Config::load(None, &[])?;
     let telemetry = Telemetry::start(&config)?.into();
     let mut term = signal(SignalKind::terminate()).expect("signals can be listened to");
-    let process = Arc::new(Process::start(Arc::new(config), telemetry, &[], 0).await?);
+    let process =
+        Arc::new(Process::start(Arc::new(config), telemetry, &Declared::default(), 0).await?);
     let stop = CancellationToken::new();
     let stopped = stop.clone();
     tokio::spawn(async move {

@@ -111,14 +111,23 @@ pub async fn what_goes_with_a_call_goes_through_its_conversion(ground: Ground) {
     let denied = stranger.unwrap_err();
     assert_eq!(denied.code(), Code::PermissionDenied);
     assert!(denied.message().contains("/svc/stranger may not call"), "{}", denied.message());
-    // A proxy that says for whom it calls would not be decided on itself.
+    // A proxy's caller is decided on as well as the proxy, which the shop must trust.
     let operator = market.fleet.operator().await.id();
-    let mut request = Request::new(old_order("b"));
-    request.metadata_mut().insert(CALLER_HEADER, operator.as_str().parse().unwrap());
-    let gateway = OldClient::new(market.channel_as("gateway").await).buy(request).await;
-    let denied = gateway.unwrap_err();
-    assert_eq!(denied.code(), Code::PermissionDenied);
-    assert!(denied.message().contains("on behalf of"), "{}", denied.message());
+    let forwarded = async |proxy: &str, caller: &str| {
+        let mut request = Request::new(old_order("b"));
+        let caller = operator.as_str().replace("/svc/operator", &format!("/svc/{caller}"));
+        request.metadata_mut().insert(CALLER_HEADER, caller.parse().unwrap());
+        OldClient::new(market.channel_as(proxy).await).buy(request).await
+    };
+    let answer = forwarded(PROXY, "operator").await.unwrap();
+    assert_eq!(answer.metadata().get(CALLER).unwrap(), "operator");
+    let refusals =
+        [(PROXY, "stranger", "/svc/stranger may not call"), ("gateway", "operator", "no trusted")];
+    for (proxy, caller, why) in refusals {
+        let denied = forwarded(proxy, caller).await.unwrap_err();
+        assert_eq!(denied.code(), Code::PermissionDenied);
+        assert!(denied.message().contains(why), "{}", denied.message());
+    }
     market.fleet.stop().await;
 }
 

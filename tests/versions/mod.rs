@@ -27,7 +27,7 @@ use tests::{
     page,
     process::{self, Process},
     shop::{
-        self, ECHO, GIVEN_UP, SLOW,
+        self, CALLER, ECHO, GIVEN_UP, SLOW,
         proto::{
             v1::{self, order::Payment, shop_client::ShopClient as OldClient},
             v2::{self, shop_client::ShopClient as NewClient},
@@ -68,6 +68,9 @@ macro_rules! on {
 }
 pub(crate) use on;
 
+/// Who may forward calls to the shop, where this is set; it may call the shop itself, too.
+const PROXY: &str = "operator-ann";
+
 /// Shops in some versions, and a bridge between them.
 struct Market {
     fleet: Fleet,
@@ -78,7 +81,11 @@ struct Market {
 impl Market {
     async fn open(ground: Ground, versions: &[&str], bridged: bool) -> Self {
         let mappings = shop::mappings().display().to_string();
-        let settings = [("OMNI_MAPPINGS", mappings.as_str())];
+        let settings = [
+            ("OMNI_MAPPINGS", mappings.as_str()),
+            ("OMNI_TRUST__CONVERTERS", "version-bridge"),
+            ("OMNI_TRUST__PROXIES", PROXY),
+        ];
         let turn = Turn::beside_others().await;
         let mut fleet = Fleet::empty(turn, Consul::start(ground).await, &settings).await;
         let bridge = match bridged {
@@ -101,7 +108,7 @@ impl Market {
         let config: Config = self.fleet.config();
         let registry = registry::registry(&config).unwrap();
         let identity = identity::authority(&config).unwrap().identity(party).await.unwrap();
-        let policy = policy::policy(&config, &[]).await.unwrap();
+        let policy = policy::policy(&config, &Default::default()).await.unwrap();
         let client = Client::new(identity, registry, policy, Default::default());
         client.channel("shop").await.unwrap()
     }

@@ -8,12 +8,7 @@ use std::{io::Read as _, time::Duration};
 
 use anyhow::{Context as _, bail};
 use http::uri::PathAndQuery;
-use mesh::{
-    client::{Channel, VERSION_BRIDGE},
-    intercept::code_name,
-    registry::Registry,
-    status,
-};
+use mesh::{client::Channel, intercept::code_name, policy::Trust, registry::Registry, status};
 use prost_reflect::{DynamicMessage, MessageDescriptor, SerializeOptions};
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Status, client::Grpc};
@@ -38,7 +33,7 @@ pub(crate) async fn run(common: &Common, args: &Call) -> anyhow::Result<()> {
     let operator = Operator::new(&config, &name).await?;
     let service = match &args.service {
         Some(service) => service.clone(),
-        None => find(operator.registry.as_ref(), service_name).await?,
+        None => find(operator.registry.as_ref(), &operator.trust, service_name).await?,
     };
     let mut channel = operator.client.channel(&service).await?;
     if let Some(range) = &args.version {
@@ -97,14 +92,19 @@ fn package(grpc_service: &str) -> &str {
 
 /// The service whose instances registered the package of `grpc_service`; where there
 /// is none, the one that may convert its calls.
-async fn find(registry: &dyn Registry, grpc_service: &str) -> anyhow::Result<String> {
+async fn find(
+    registry: &dyn Registry,
+    trust: &Trust,
+    grpc_service: &str,
+) -> anyhow::Result<String> {
     let package = package(grpc_service);
     let services = registry.services().await?;
     let serves = services.iter().find(|(_, instances)| {
         instances.iter().any(|instance| instance.packages.iter().any(|p| p == package))
     });
     let name = serves.map(|(name, _)| name.as_str());
-    let name = name.or_else(|| services.contains_key(VERSION_BRIDGE).then_some(VERSION_BRIDGE));
+    let converts = || services.keys().map(String::as_str).find(|name| trust.converts(name));
+    let name = name.or_else(converts);
     let name = name.with_context(|| {
         format!("no registered service serves `{package}`; see `omni versions`, or give --service")
     })?;

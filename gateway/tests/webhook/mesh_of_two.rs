@@ -19,7 +19,7 @@ use gateway::Gateway;
 use mesh::{
     Error,
     config::Config,
-    service::{Context, Descriptor, Phase, Process, Service, Surface},
+    service::{Context, Descriptor, Phase, Process, Role, Service, Surface},
     status::{Reason, status},
     telemetry::Telemetry,
 };
@@ -80,7 +80,7 @@ impl MeshOfTwo {
         std::fs::write(&file, toml).unwrap();
         let config = Config::from_sources(Some(&file), HashMap::new(), &[]).unwrap();
         let telemetry = telemetry(&config);
-        let declared = [("gateway".to_owned(), "hook-receiver".to_owned())];
+        let declared = mesh::service::declared(&[Gateway.descriptor()]);
         let process = Process::start(Arc::new(config), telemetry, &declared, 0).await.unwrap();
         let process = Arc::new(process);
 
@@ -286,6 +286,7 @@ impl Service for FakeService {
             name: "hook-receiver",
             version: "0.1.0",
             phase: Phase::Services,
+            role: Role::Ordinary,
             dependencies: &[],
             optional: &[],
             grpc_services: &[SERVICE_NAME],

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
 use super::{
-    connection::Connection,
+    connection::{Caller, Connection},
     ejection::{self, Crowd},
     endpoint::{At, Endpoint, Neighbourhood},
     metrics::Metrics,
@@ -25,7 +25,6 @@ use super::{
     wanted::{Wanted, is_in, speaks},
 };
 use crate::{
-    identity::Identity,
     registry::{Instance, Snapshot},
     status::{Reason, status, version_unavailable},
 };
@@ -117,12 +116,12 @@ impl Balance {
     /// Follows `snapshots` until it is dropped.
     pub(super) fn follow(
         service: Arc<str>,
-        identity: Identity,
+        caller: Caller,
         mut snapshots: watch::Receiver<Snapshot>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let (crowd, changed) = (Arc::new(Crowd::default()), Arc::new(Notify::new()));
-        let neighbourhood = Neighbourhood { identity, crowd, changed, metrics };
+        let neighbourhood = Neighbourhood { caller, crowd, changed, metrics };
         let shared = Shared { service, neighbourhood, endpoints: ArcSwap::default() };
         shared.update(&snapshots.borrow_and_update().clone());
         let shared = Arc::new(shared);

@@ -161,9 +161,14 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
-        let route = self.to.policy.borrow().routes.of(path);
-        // Those of the bridge's callers know which method it is.
-        if route.breaker_failures == 0 || self.to.bridge.is_none() {
+        let (route, is_passed_on) = {
+            let policy = self.to.policy.borrow();
+            let parties = [&self.to.caller, self.to.balance.service()];
+            let converts = parties.iter().any(|party| policy.trust.converts(party));
+            (policy.routes.of(path), converts)
+        };
+        // The breakers of the first caller know which method it is.
+        if route.breaker_failures == 0 || is_passed_on {
             return Box::pin(self.inner.call(request));
         }
         let method = descriptors::label(path);

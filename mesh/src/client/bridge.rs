@@ -1,36 +1,44 @@
-//! The way to version-bridge, for calls that only another version of a service
-//! could answer.
+//! The way to who converts, for calls that only another version of a service could
+//! answer.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use http::{HeaderMap, HeaderValue};
 use semver::VersionReq;
-use tokio::sync::SetOnce;
+use tokio::sync::{SetOnce, watch};
 use tonic::Status;
 
 use super::{
     balance::{Balance, Chosen, WAIT_FOR_INSTANCE},
+    connection::Caller,
     endpoint::Endpoint,
     metrics::Metrics,
     wanted::{ORDER_HEADER, SERVICE_HEADER, VERSION_HEADER, Wanted},
 };
-use crate::{identity::Identity, registry::Registry};
+use crate::{policy::Policy, registry::Registry};
 
-/// The service that converts calls between versions.
-pub const VERSION_BRIDGE: &str = "version-bridge";
 /// What stands between two ranges in [`ORDER_HEADER`].
 pub const BETWEEN_RANGES: char = ';';
 
-/// Its instances, watched from the first call on that needs one.
+/// All that are trusted to convert, each watched from the first call on that needs one.
 pub(super) struct Bridge {
     registry: Arc<dyn Registry>,
-    identity: Identity,
+    caller: Caller,
     metrics: Arc<Metrics>,
-    balance: Arc<SetOnce<Balance>>,
-    follows: AtomicBool,
+    policy: watch::Receiver<Arc<Policy>>,
+    converters: Mutex<HashMap<String, Arc<Converter>>>,
+}
+
+/// The instances of one service that converts.
+#[derive(Default)]
+struct Converter {
+    balance: SetOnce<Balance>,
     /// Whether there ever was one.
     seen: AtomicBool,
 }
@@ -38,56 +46,85 @@ pub(super) struct Bridge {
 impl Bridge {
     pub(super) fn new(
         registry: Arc<dyn Registry>,
-        identity: Identity,
+        caller: Caller,
         metrics: Arc<Metrics>,
+        policy: watch::Receiver<Arc<Policy>>,
     ) -> Self {
-        let (follows, seen) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { registry, identity, metrics, balance: Arc::default(), follows, seen }
+        Self { registry, caller, metrics, policy, converters: Mutex::default() }
     }
 
-    /// One of its instances, without waiting for one that doesn't answer; `None`
-    /// where there is none.
+    /// An instance of one that converts, without waiting for one that doesn't answer;
+    /// `None` where there is none.
     pub(super) async fn try_pick(&self, tried: &[Arc<Endpoint>]) -> Option<Chosen> {
-        self.balance().await?.try_pick(&Wanted::any(), tried)
+        for converter in self.converters() {
+            let Some(balance) = converter.balance().await else { continue };
+            if let Some(chosen) = balance.try_pick(&Wanted::any(), tried) {
+                return Some(chosen);
+            }
+        }
+        None
     }
 
-    /// One of its instances; `None` where there never was one.
+    /// An instance of one that converts; `None` where there never was one.
     ///
     /// # Errors
     /// When none can be reached.
     pub(super) async fn pick(&self, tried: &[Arc<Endpoint>]) -> Result<Option<Chosen>, Status> {
-        let Some(balance) = self.balance().await else { return Ok(None) };
-        if !balance.endpoints().all.is_empty() {
-            self.seen.store(true, Ordering::Relaxed);
-        } else if !self.seen.load(Ordering::Relaxed) {
-            return Ok(None);
+        let mut answer = Ok(None);
+        for converter in self.converters() {
+            let Some(balance) = converter.balance().await else { continue };
+            if !balance.endpoints().all.is_empty() {
+                converter.seen.store(true, Ordering::Relaxed);
+            } else if !converter.seen.load(Ordering::Relaxed) {
+                continue;
+            }
+            answer = balance.pick(&Wanted::any(), tried).await.map(Some);
+            if answer.is_ok() {
+                break;
+            }
         }
-        balance.pick(&Wanted::any(), tried).await.map(Some)
+        answer
     }
 
-    /// Its instances, once they are watched. That isn't begun anew where the call
-    /// that began it is given up.
-    async fn balance(&self) -> Option<&Balance> {
-        if !self.follows.swap(true, Ordering::Relaxed) {
-            let (registry, identity) = (self.registry.clone(), self.identity.clone());
-            let (metrics, balance) = (self.metrics.clone(), self.balance.clone());
-            tokio::spawn(async move {
-                match registry.watch(VERSION_BRIDGE).await {
-                    Ok(snapshots) => {
-                        let name = VERSION_BRIDGE.into();
-                        let made = Balance::follow(name, identity, snapshots, metrics);
-                        // The first call waits until they are connected; else it would
-                        // go where the rules like it less.
-                        if !made.endpoints().all.is_empty() {
-                            let _ = made.pick(&Wanted::any(), &[]).await;
-                        }
-                        // Nobody else sets it.
-                        let _ = balance.set(made);
+    /// Those who are trusted at the moment, by name.
+    fn converters(&self) -> Vec<Arc<Converter>> {
+        let policy = self.policy.borrow().clone();
+        let mut known = self.converters.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = policy.trust.converters.iter();
+        names
+            .map(|name| known.entry(name.clone()).or_insert_with(|| self.follow(name)).clone())
+            .collect()
+    }
+
+    /// Begins to watch `name`. That isn't begun anew where the call that needed it is
+    /// given up.
+    fn follow(&self, name: &str) -> Arc<Converter> {
+        let converter = Arc::<Converter>::default();
+        let (registry, caller, metrics) =
+            (self.registry.clone(), self.caller.clone(), self.metrics.clone());
+        let (following, name) = (converter.clone(), name.to_owned());
+        tokio::spawn(async move {
+            match registry.watch(&name).await {
+                Ok(snapshots) => {
+                    let balance = Balance::follow(name.into(), caller, snapshots, metrics);
+                    // The first call waits until they are connected; else it would
+                    // go where the rules like it less.
+                    if !balance.endpoints().all.is_empty() {
+                        let _ = balance.pick(&Wanted::any(), &[]).await;
                     }
-                    Err(why) => tracing::error!(%why, "{VERSION_BRIDGE} can't be found"),
+                    // Nobody else sets it.
+                    let _ = following.balance.set(balance);
                 }
-            });
-        }
+                Err(why) => tracing::error!(%why, "{name} can't be found"),
+            }
+        });
+        converter
+    }
+}
+
+impl Converter {
+    /// Its instances, once they are watched.
+    async fn balance(&self) -> Option<&Balance> {
         tokio::time::timeout(WAIT_FOR_INSTANCE, self.balance.wait()).await.ok()
     }
 }

@@ -66,13 +66,21 @@ impl Peer {
     }
 }
 
+/// Who connects.
+#[derive(Clone)]
+pub(super) struct Caller {
+    pub(super) identity: Identity,
+    /// Whether what a connection needs runs in one task; see [`crate::bundle`].
+    pub(super) in_place: bool,
+}
+
 /// Connects to an instance of `service` at `address`. The second of the answer
 /// ends when its peer is to be trusted no longer.
 ///
 /// # Errors
 /// When nothing answers in time, or something else than `service`.
 pub(super) async fn connect(
-    identity: &Identity,
+    Caller { identity, in_place }: &Caller,
     service: &str,
     address: SocketAddr,
 ) -> Result<(Connection, impl Future<Output = ()> + use<>), std::io::Error> {
@@ -87,7 +95,7 @@ pub(super) async fn connect(
         let peer = Peer::from_certificates(&chain)
             .ok_or_else(|| std::io::Error::other("the peer has no certificate"))?;
         let (stream, release) = gather(stream);
-        let (bundle, adder) = bundle::is_for(&identity.id()).then(bundle::bundle).unzip();
+        let (bundle, adder) = in_place.then(bundle::bundle).unzip();
         let executor = Executor { adder, release: Arc::new(Mutex::new(Some(release))) };
         let (send, connection) = http2::Builder::new(executor.clone())
             .timer(TokioTimer::new())

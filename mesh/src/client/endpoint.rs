@@ -10,7 +10,7 @@ use tonic::{Code, body::Body};
 
 use super::{
     breaker::TELLING_TIMEOUT,
-    connection::Connection,
+    connection::{Caller, Connection},
     ejection::{Crowd, Ejection},
     gate::Admission,
     link::Link,
@@ -18,7 +18,7 @@ use super::{
     metrics::Metrics,
     picker::Candidate,
 };
-use crate::{identity::Identity, registry::Instance};
+use crate::registry::Instance;
 
 /// How long a newcomer takes to get its full share, so that caches and pools
 /// fill before the calls come; and the share it begins with.
@@ -42,7 +42,7 @@ pub(super) struct Endpoint {
 /// What the endpoints of one service share.
 #[derive(Clone)]
 pub(super) struct Neighbourhood {
-    pub(super) identity: Identity,
+    pub(super) caller: Caller,
     pub(super) crowd: Arc<Crowd>,
     /// Told when a connection opens, or can't be.
     pub(super) changed: Arc<Notify>,
@@ -66,10 +66,10 @@ impl Endpoint {
         latency: Duration,
         newcomer: bool,
     ) -> Self {
-        let Neighbourhood { identity, crowd, changed, metrics } = neighbourhood.clone();
+        let Neighbourhood { caller, crowd, changed, metrics } = neighbourhood.clone();
         let now = Instant::now();
         Self {
-            link: Arc::new(Link::keep(instance.clone(), identity, changed)),
+            link: Arc::new(Link::keep(instance.clone(), caller, changed)),
             load: Arc::new(Load::new(now, latency)),
             ejection: Arc::new(Ejection::new(crowd, now)),
             metrics,

@@ -14,8 +14,8 @@ use futures::future::BoxFuture;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connection::{self, Connection};
-use crate::{backoff::jittered, identity::Identity, registry::Instance};
+use super::connection::{self, Caller, Connection};
+use crate::{backoff::jittered, registry::Instance};
 
 /// The pause after a failed try to connect: twice as long each time, up to the
 /// longest; a random part of it, so that clients don't come all at once.
@@ -53,14 +53,14 @@ struct Shared {
 impl Link {
     /// Begins to connect to `instance`. Each time a connection opens or can't be
     /// opened `changed` is told.
-    pub(super) fn keep(instance: Instance, identity: Identity, changed: Arc<Notify>) -> Self {
+    pub(super) fn keep(instance: Instance, caller: Caller, changed: Arc<Notify>) -> Self {
         let shared = Arc::new(Shared {
             connection: ArcSwapOption::empty(),
             failure: Mutex::new(None),
             used: AtomicBool::new(true),
             wanted: Notify::new(),
         });
-        let keeper = keep(shared.clone(), instance, identity, changed);
+        let keeper = keep(shared.clone(), instance, caller, changed);
         Self { shared, _keeper: AbortOnDropHandle::new(tokio::spawn(keeper)) }
     }
 
@@ -102,24 +102,19 @@ struct InUse {
     lost: BoxFuture<'static, ()>,
 }
 
-async fn keep(
-    shared: Arc<Shared>,
-    instance: Instance,
-    mut identity: Identity,
-    changed: Arc<Notify>,
-) {
+async fn keep(shared: Arc<Shared>, instance: Instance, mut caller: Caller, changed: Arc<Notify>) {
     let Instance { service, address, .. } = &instance;
     let mut pause = FIRST_PAUSE;
     let mut in_use = None;
     loop {
         // What changes from here on is seen below.
-        identity.seen();
-        let (connection, lost) = match connection::connect(&identity, service, *address).await {
+        caller.identity.seen();
+        let (connection, lost) = match connection::connect(&caller, service, *address).await {
             Ok((connection, lost)) => (Arc::new(connection), Box::pin(lost)),
             Err(why) => {
                 // The first of a row: the others are the same.
                 if shared.failure().replace(why.to_string()).is_none() {
-                    tracing::warn!(service, %address, %why, me = %identity.id(), "can't connect");
+                    tracing::warn!(service, %address, %why, me = %caller.identity.id(), "can't connect");
                 }
                 changed.notify_waiters();
                 let pausing = tokio::time::sleep(jittered(pause));
@@ -147,7 +142,7 @@ async fn keep(
             biased;
             () = gone(&mut in_use) => {}
             // Another leaf, or other roots: another connection, made with them.
-            () = identity.changed() => continue,
+            () = caller.identity.changed() => continue,
         }
         shared.connection.store(None);
         in_use = None;

@@ -43,6 +43,7 @@ use self::{
     breaker::{Break, Breakers},
     bridge::Bridge,
     budget::Budget,
+    connection::Caller,
     deadline::Deadline,
     metrics::Metrics,
     retry::{Retry, To},
@@ -51,7 +52,7 @@ use self::{
 };
 pub use self::{
     breaker::BreakerState,
-    bridge::{BETWEEN_RANGES, VERSION_BRIDGE},
+    bridge::BETWEEN_RANGES,
     connection::Peer,
     upstream::{InstanceState, Upstream, UpstreamInstance},
     wanted::{ORDER_HEADER, SERVICE_HEADER, VERSION_HEADER},
@@ -67,12 +68,12 @@ use crate::{
 /// Makes channels to services, as one party of the mesh.
 #[derive(Clone)]
 pub struct Client {
-    identity: Identity,
+    caller: Caller,
     registry: Arc<dyn Registry>,
     policy: watch::Receiver<Arc<Policy>>,
     interceptors: Interceptors,
     metrics: Arc<Metrics>,
-    bridge: Option<Arc<Bridge>>,
+    bridge: Arc<Bridge>,
     channels: Arc<Mutex<HashMap<String, Channel>>>,
 }
 
@@ -85,12 +86,11 @@ impl Client {
         interceptors: Interceptors,
     ) -> Self {
         let metrics = Arc::new(Metrics::new());
-        let is_bridge = identity.id().name() == VERSION_BRIDGE;
-        let bridge = || Bridge::new(registry.clone(), identity.clone(), metrics.clone());
-        // What the bridge itself can't send on, it can't send to itself either.
-        let bridge = (!is_bridge).then(bridge).map(Arc::new);
-        let channels = Arc::default();
-        Self { identity, registry, policy, interceptors, metrics, bridge, channels }
+        let in_place = policy.borrow().trust.converts(identity.id().name());
+        let caller = Caller { identity, in_place };
+        let bridge = Bridge::new(registry.clone(), caller.clone(), metrics.clone(), policy.clone());
+        let (bridge, channels) = (Arc::new(bridge), Arc::default());
+        Self { caller, registry, policy, interceptors, metrics, bridge, channels }
     }
 
     /// The channel to `service`; the same one each time it is asked for.
@@ -105,12 +105,12 @@ impl Client {
                 return Ok(channel.clone());
             }
             let snapshots = self.registry.watch(service).await?;
-            let (identity, metrics) = (self.identity.clone(), self.metrics.clone());
-            let balance = Balance::follow(service.into(), identity, snapshots, metrics.clone());
+            let (caller, metrics) = (self.caller.clone(), self.metrics.clone());
+            let balance = Balance::follow(service.into(), caller, snapshots, metrics.clone());
             let to = Arc::new(To {
-                caller: self.identity.id().name().into(),
+                caller: self.caller.identity.id().name().into(),
                 balance,
-                bridge: self.bridge.clone().filter(|_| service != VERSION_BRIDGE),
+                bridge: self.bridge.clone(),
                 budget: Budget::new(),
                 metrics,
                 breakers: Breakers::new(),
@@ -125,7 +125,7 @@ impl Client {
     /// How the services that were asked for look from here.
     pub async fn upstreams(&self) -> Vec<Upstream> {
         let channels = self.channels.lock().await;
-        let caller = self.identity.id();
+        let caller = self.caller.identity.id();
         let of = |channel: &Channel| Upstream::of(caller.name(), &channel.to);
         let mut upstreams: Vec<_> = channels.values().map(of).collect();
         upstreams.sort_by(|a, b| a.service.cmp(&b.service));
@@ -133,7 +133,7 @@ impl Client {
     }
 
     fn stack(&self, to: &Arc<To>) -> Stack {
-        let me = self.identity.id();
+        let me = self.caller.identity.id();
         let (name, service): (Arc<str>, _) = (me.name().into(), to.balance.service().clone());
         let interceptors = self.interceptors.clone();
         let (for_break, for_deadline) = (to.clone(), to.clone());

@@ -21,7 +21,7 @@ use tower::Service;
 use super::{
     balance::{Balance, Chosen, Found},
     breaker::Breakers,
-    bridge::{self, Bridge, Converted, VERSION_BRIDGE},
+    bridge::{self, Bridge, Converted},
     budget::Budget,
     connection::Connection,
     deadline::{By, TIMEOUT_HEADER},
@@ -52,8 +52,7 @@ pub(super) struct To {
     /// Who calls.
     pub(super) caller: Arc<str>,
     pub(super) balance: Balance,
-    /// Where calls are converted; `None` for the calls of that service itself.
-    pub(super) bridge: Option<Arc<Bridge>>,
+    pub(super) bridge: Arc<Bridge>,
     pub(super) budget: Budget,
     pub(super) metrics: Arc<Metrics>,
     pub(super) breakers: Breakers,
@@ -106,19 +105,21 @@ impl Service<Request<Body>> for Retry {
 
 impl To {
     fn wanted(&self, request: &Request<Body>, policy: &Policy) -> Result<Wanted, Status> {
-        if **self.balance.service() == *VERSION_BRIDGE {
+        if policy.trust.converts(self.balance.service()) {
             // Its own version is nobody's concern: the range is for where it goes on.
             return Ok(Wanted::any());
         }
-        // The rules chose before the call went to be converted.
-        let Some(_) = self.bridge else { return Wanted::in_range(request) };
+        if policy.trust.converts(&self.caller) {
+            // The rules chose before the call came here to be converted.
+            return Wanted::in_range(request);
+        }
         Wanted::of(request, self.balance.service(), &self.caller, policy)
     }
 
     /// The endpoint for a call that those at `tried` didn't answer: of the service,
     /// or of the one that converts the call for it.
     async fn pick(&self, wanted: &Wanted, tried: &[Arc<Endpoint>]) -> Result<Picked, Status> {
-        match self.balance.find(wanted, tried, self.bridge.is_some()).await? {
+        match self.balance.find(wanted, tried, wanted.may_convert()).await? {
             Found::Here(chosen) => Ok(Picked::of(chosen, None)),
             // Boxed, to be no part of what every call carries.
             Found::Converted(ranges) => Box::pin(self.pick_converted(wanted, tried, ranges)).await,
@@ -133,17 +134,14 @@ impl To {
     ) -> Result<Picked, Status> {
         let (service, asked) = (self.balance.service().clone(), wanted.range().cloned());
         let converted = Converted { service, asked, ranges };
-        let Some(bridge) = &self.bridge else {
-            return Ok(Picked::of(self.balance.pick(wanted, tried).await?, None));
-        };
-        if let Some(chosen) = bridge.try_pick(tried).await {
+        if let Some(chosen) = self.bridge.try_pick(tried).await {
             return Ok(Picked::of(chosen, Some(converted)));
         }
         // What the rules like less may do without.
         if let Some(chosen) = self.balance.try_pick(wanted, tried) {
             return Ok(Picked::of(chosen, None));
         }
-        match bridge.pick(tried).await? {
+        match self.bridge.pick(tried).await? {
             Some(chosen) => Ok(Picked::of(chosen, Some(converted))),
             None => Ok(Picked::of(self.balance.pick(wanted, tried).await?, None)),
         }

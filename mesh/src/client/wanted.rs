@@ -41,6 +41,7 @@ pub(super) struct Wanted {
     spoken: Option<Arc<str>>,
     range: Option<Arc<VersionReq>>,
     order: Option<Order>,
+    may_convert: bool,
 }
 
 impl Wanted {
@@ -55,7 +56,8 @@ impl Wanted {
         policy: &Policy,
     ) -> Result<Self, Status> {
         let order = policy.versions.choose(service, caller, request, &mut rand::rng());
-        Ok(Self { order, ..Self::in_range(request)? })
+        let may_convert = !policy.trust.converters.is_empty();
+        Ok(Self { order, may_convert, ..Self::in_range(request)? })
     }
 
     /// What `request` wants where no rules count.
@@ -66,12 +68,23 @@ impl Wanted {
         let path = request.uri().path_and_query().cloned();
         let path = path.unwrap_or(PathAndQuery::from_static("/"));
         let spoken = request.extensions().get().map(|Spoken(package)| package.clone());
-        Ok(Self { path, spoken, range: range(request)?, order: None })
+        Ok(Self { path, spoken, range: range(request)?, order: None, may_convert: false })
     }
 
     /// Any instance of the service.
     pub(super) fn any() -> Self {
-        Self { path: PathAndQuery::from_static("/"), spoken: None, range: None, order: None }
+        Self {
+            path: PathAndQuery::from_static("/"),
+            spoken: None,
+            range: None,
+            order: None,
+            may_convert: false,
+        }
+    }
+
+    /// Whether it may go to who converts, where only another version could answer it.
+    pub(super) fn may_convert(&self) -> bool {
+        self.may_convert
     }
 
     /// The range that its caller names.

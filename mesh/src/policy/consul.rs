@@ -1,9 +1,11 @@
 //! Policy from Consul: its intentions, the routes under the key
-//! `omnibridge/routes`, and the rules of versions, all as they change.
+//! `omnibridge/routes`, who is trusted under `omnibridge/trust`, and the rules of
+//! versions, all as they change.
 //!
 //! The configuration file's intentions and routes, as they were at the start,
 //! count under Consul's: for the same pair of services, or the same method,
-//! Consul's is taken. The key holds what `omni.toml` would:
+//! Consul's is taken. Trusted is who is so by either. The keys hold what `omni.toml`
+//! would:
 //!
 //! ```toml
 //! [routes."/omnibridge.hooks.v1.HookReceiver/Receive"]
@@ -19,9 +21,10 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use consulrs::api::kv::requests::ReadKeyRequest;
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use super::{Action, Intention, Intentions, Policy, Routes, Versions, versions};
+use super::{Action, Declared, Intention, Intentions, Policy, Routes, Trust, Versions, versions};
 use crate::{
     Error,
     config::Config,
@@ -30,6 +33,8 @@ use crate::{
 
 /// The key that holds the routes.
 const ROUTES: &str = "omnibridge/routes";
+/// The key that holds who is trusted.
+const TRUST: &str = "omnibridge/trust";
 /// How long the first policy waits for Consul.
 const FIRST_POLICY: Duration = Duration::from_secs(5);
 
@@ -40,25 +45,34 @@ const FIRST_POLICY: Duration = Duration::from_secs(5);
 /// When the setting `registry` names no Consul.
 pub async fn watch_consul(
     config: &Config,
-    declared: &[(String, String)],
+    declared: &Declared,
 ) -> Result<watch::Receiver<Arc<Policy>>, Error> {
     let consul = Consul::from_config(config)?;
     let asked = consul.clone();
     let query = move |since| intentions(asked.clone(), since);
     let mut intentions = Follow::new("intentions", query, |all: &Vec<Intention>| all.is_empty());
-    let query = move |since| routes_document(consul.clone(), since);
-    let mut routes = Follow::new(ROUTES, query, |text: &Option<String>| text.is_none());
+    let document = |key: &'static str| {
+        let consul = consul.clone();
+        let query = move |since| document(consul.clone(), key, since);
+        Follow::new(key, query, |text: &Option<String>| text.is_none())
+    };
+    let (mut routes, mut trust) = (document(ROUTES), document(TRUST));
 
     let mut layered = Layered {
         file: (config.intentions.clone(), config.routes.clone()),
-        declared: declared.to_vec(),
+        declared: Declared {
+            trust: declared.trust.and(&config.trust),
+            calls: declared.calls.clone(),
+        },
         intentions: None,
         routes: Routes::default(),
+        trust: Trust::default(),
         versions: Arc::default(),
     };
-    let (all, text, versions) = tokio::join!(
+    let (all, routes_text, trust_text, versions) = tokio::join!(
         tokio::time::timeout(FIRST_POLICY, intentions.next()),
         tokio::time::timeout(FIRST_POLICY, routes.next()),
+        tokio::time::timeout(FIRST_POLICY, trust.next()),
         versions::follow(config),
     );
     let mut versions = versions?;
@@ -67,8 +81,11 @@ pub async fn watch_consul(
         Ok(all) => layered.intentions = Some(all),
         Err(_) => tracing::error!("consul told no intentions yet; until it does, all is denied"),
     }
-    if let Ok(text) = text {
+    if let Ok(text) = routes_text {
         layered.take_routes(text);
+    }
+    if let Ok(text) = trust_text {
+        layered.take_trust(text);
     }
     let (policy, watched) = watch::channel(Arc::new(layered.compile()));
     tokio::spawn(async move {
@@ -76,6 +93,7 @@ pub async fn watch_consul(
             tokio::select! {
                 all = intentions.next() => layered.intentions = Some(all),
                 text = routes.next() => layered.take_routes(text),
+                text = trust.next() => layered.take_trust(text),
                 Ok(()) = versions.changed() => {
                     layered.versions = versions.borrow_and_update().clone();
                 }
@@ -89,11 +107,13 @@ pub async fn watch_consul(
 
 /// What counts, from the lowest to the highest.
 struct Layered {
-    declared: Vec<(String, String)>,
+    /// With whom the file trusts.
+    declared: Declared,
     file: (Vec<Intention>, Routes),
     /// `None` until Consul has told them.
     intentions: Option<Vec<Intention>>,
     routes: Routes,
+    trust: Trust,
     versions: Arc<Versions>,
 }
 
@@ -104,28 +124,54 @@ impl Layered {
             Some(consul) => {
                 // Of two for one pair the later one counts.
                 let all = self.file.0.iter().chain(consul).cloned();
-                Intentions::compile(all, &self.declared)
+                Intentions::compile(all, &self.declared.calls)
             }
             None => Intentions::compile([deny_all()], &[]),
         };
-        Policy { intentions, routes, versions: self.versions.clone() }
+        let trust = self.declared.trust.and(&self.trust);
+        Policy { intentions, routes, versions: self.versions.clone(), trust }
     }
 
     /// Takes the routes in `text`; what is wrong changes nothing.
     fn take_routes(&mut self, text: Option<String>) {
-        match text.as_deref().map(toml::from_str::<Document>).transpose() {
-            Ok(document) => self.routes = document.unwrap_or_default().routes,
-            Err(why) => tracing::warn!(key = ROUTES, %why, "the routes stay as they were"),
+        if let Some(RoutesDocument { routes }) = read(ROUTES, text) {
+            self.routes = routes;
+        }
+    }
+
+    /// Takes who is trusted by `text`; what is wrong changes nothing.
+    fn take_trust(&mut self, text: Option<String>) {
+        if let Some(TrustDocument { trust }) = read(TRUST, text) {
+            self.trust = trust;
         }
     }
 }
 
-/// What the key holds.
+/// What the key of the routes holds.
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Document {
+struct RoutesDocument {
     #[serde(default)]
     routes: Routes,
+}
+
+/// What the key of those who are trusted holds.
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrustDocument {
+    #[serde(default)]
+    trust: Trust,
+}
+
+/// What `text` under `key` says, nothing where there is none; `None` where it is wrong.
+fn read<T: Default + DeserializeOwned>(key: &str, text: Option<String>) -> Option<T> {
+    match text.as_deref().map(toml::from_str::<T>).transpose() {
+        Ok(document) => Some(document.unwrap_or_default()),
+        Err(why) => {
+            tracing::warn!(key, %why, "the policy stays as it was");
+            None
+        }
+    }
 }
 
 fn deny_all() -> Intention {
@@ -144,13 +190,14 @@ async fn intentions(consul: Arc<Consul>, since: Since) -> Result<Answer<Vec<Inte
     Ok(Answer { value: value.into_iter().filter_map(compile::intention).collect(), index })
 }
 
-/// The text under the key; `None` where there is no such key.
-async fn routes_document(
+/// The text under `key`; `None` where there is no such key.
+async fn document(
     consul: Arc<Consul>,
+    key: &str,
     since: Since,
 ) -> Result<Answer<Option<String>>, Error> {
     let request = ReadKeyRequest {
-        key: ROUTES.to_owned(),
+        key: key.to_owned(),
         features: consul.blocking(since),
         ..ReadKeyRequest::default()
     };

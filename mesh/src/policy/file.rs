@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Intention, Intentions, Policy, Routes, versions};
+use super::{Declared, Intention, Intentions, Policy, Routes, Trust, versions};
 use crate::{Error, config::Config, files};
 
 /// The part of `omni.toml` that can change while the process runs.
@@ -17,9 +17,11 @@ struct Live {
     intentions: Vec<Intention>,
     #[serde(default)]
     routes: Routes,
+    #[serde(default)]
+    trust: Trust,
 }
 
-/// Watches `[[intentions]]` and `[routes]` of the file that `config` was
+/// Watches `[[intentions]]`, `[routes]` and `[trust]` of the file that `config` was
 /// loaded from. A file that can't be read or is wrong changes nothing and is
 /// logged.
 ///
@@ -27,12 +29,13 @@ struct Live {
 /// When the file's folder, or that of the rules of versions, can't be watched.
 pub async fn watch_file(
     config: &Config,
-    declared: &[(String, String)],
+    declared: &Declared,
 ) -> Result<watch::Receiver<Arc<Policy>>, Error> {
     let mut versions = versions::follow(config).await?;
     let mut now = Policy {
-        intentions: Intentions::compile(config.intentions.clone(), declared),
+        intentions: Intentions::compile(config.intentions.clone(), &declared.calls),
         routes: config.routes.clone(),
+        trust: declared.trust.and(&config.trust),
         versions: versions.borrow_and_update().clone(),
     };
     let (policy, watched) = watch::channel(Arc::new(now.clone()));
@@ -40,13 +43,14 @@ pub async fn watch_file(
         Some(file) => Some(Watched::new(file)?),
         None => None,
     };
-    let declared = declared.to_vec();
+    let declared = declared.clone();
     tokio::spawn(async move {
         loop {
             tokio::select! {
                 live = next(&mut file) => {
-                    now.intentions = Intentions::compile(live.intentions, &declared);
+                    now.intentions = Intentions::compile(live.intentions, &declared.calls);
                     now.routes = live.routes;
+                    now.trust = declared.trust.and(&live.trust);
                 }
                 Ok(()) = versions.changed() => {
                     now.versions = versions.borrow_and_update().clone();
@@ -114,7 +118,7 @@ mod tests {
     fn allows(policy: &Policy, source: &str) -> bool {
         let source = SpiffeId::of_service("d", source).unwrap();
         let request = http::Request::post("/p.S/M").body(()).unwrap();
-        policy.intentions.decide(&source, "b", &request).is_allowed()
+        policy.decide(&source, "b", &request).is_allowed()
     }
 
     #[tokio::test]
@@ -128,7 +132,7 @@ mod tests {
         allow("a", "action = 'allow'");
         let flags = [("data", folder.path().join("data").display().to_string())];
         let config = Config::from_sources(Some(&file), HashMap::new(), &flags).unwrap();
-        let mut watched = watch_file(&config, &[]).await.unwrap();
+        let mut watched = watch_file(&config, &Declared::default()).await.unwrap();
         assert!(allows(&watched.borrow(), "a"));
 
         // Not known, not compiled, not TOML: each would allow `c`.

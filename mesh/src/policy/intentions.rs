@@ -9,7 +9,7 @@ use http::Request;
 use serde::Deserialize;
 
 use super::Permission;
-use crate::{client::VERSION_BRIDGE, identity::SpiffeId};
+use crate::identity::SpiffeId;
 
 /// Stands for every service, in an intention's source or destination.
 const ANY: &str = "*";
@@ -138,8 +138,6 @@ impl Intentions {
                 Action::Deny => Decision::DeniedByIntention,
             },
             None if source.is_operator() => Decision::Allowed,
-            // It converts for whoever asks, and the called one decides on its callers.
-            None if [source.name(), destination].contains(&VERSION_BRIDGE) => Decision::Allowed,
             None => match self.declared.get(destination) {
                 Some(sources) if sources.contains(source.name()) => Decision::Allowed,
                 _ => Decision::DeniedByDefault,
@@ -199,10 +197,6 @@ mod tests {
         assert_eq!(decide(&table, "operator-ann", "b"), Decision::Allowed);
         assert_eq!(decide(&table, "b", "a"), Decision::DeniedByDefault);
         assert_eq!(decide(&table, "c", "b"), Decision::DeniedByDefault);
-        assert_eq!(decide(&table, "c", VERSION_BRIDGE), Decision::Allowed);
-        assert_eq!(decide(&table, VERSION_BRIDGE, "b"), Decision::Allowed);
-        let denied = Intentions::compile([intention("*", VERSION_BRIDGE, Action::Deny)], &[]);
-        assert_eq!(decide(&denied, "c", VERSION_BRIDGE), Decision::DeniedByIntention);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Decides each request by the intentions, for the peer and, where a proxy
-//! forwards somebody, for that caller too.
+//! Decides each request by the intentions, for the peer and, where it forwards somebody,
+//! for all who have a part in the call.
 
 use std::{
     future::{Ready, ready},
@@ -56,13 +56,13 @@ impl<S> Authorize<S> {
         if let Some(Refused(reason)) = request.extensions().get() {
             return Err(self.deny(peer, None, peer, request.uri().path(), reason));
         }
-        let caller = Call::current().caller.clone();
-        let forwarded = caller.as_ref().filter(|caller| *caller != peer);
+        let call = Call::current();
         let policy = self.policy.borrow();
-        for party in [Some(peer), forwarded].into_iter().flatten() {
-            let decision = policy.intentions.decide(party, &self.me, request);
+        for party in [peer].into_iter().chain(call.parties().filter(|party| *party != peer)) {
+            let decision = policy.decide(party, &self.me, request);
             if !decision.is_allowed() {
                 let (path, reason) = (request.uri().path(), decision.reason());
+                let forwarded = call.caller.as_ref().filter(|caller| *caller != peer);
                 return Err(self.deny(peer, forwarded, party, path, reason));
             }
         }
@@ -124,9 +124,10 @@ mod tests {
         SpiffeId::of_service("d", name).unwrap()
     }
 
-    /// What `b` answers to a request from `peer` on behalf of `caller`, where
-    /// `a` and `proxy` may call it, and how the denial is counted.
-    async fn ask(peer: &str, caller: Option<&str>) -> (Result<(), Status>, Vec<Denial>) {
+    /// What `b` answers to a request from `peer` on behalf of the first of `before`, which
+    /// the others forwarded, where `a` and `proxy` may call it, and how the denial is
+    /// counted.
+    async fn ask(peer: &str, before: &[&str]) -> (Result<(), Status>, Vec<Denial>) {
         let declared = ["a", "proxy"].map(|name| (name.to_owned(), "b".to_owned()));
         let intentions = Intentions::compile([], &declared);
         let policy = watch::channel(Arc::new(Policy { intentions, ..Policy::default() })).1;
@@ -139,8 +140,9 @@ mod tests {
         let peer = Peer { id: id(peer), serial: String::new() };
         let address = ([127, 0, 0, 1], 1).into();
         request.extensions_mut().insert(Remote { address, peer: Some(Arc::new(peer.clone())) });
-        let caller = Some(caller.map_or(peer.id, id));
-        let call = Call { caller, ..Call::default() };
+        let mut parties = before.iter().map(|party| id(party)).chain([peer.id]);
+        let (caller, proxies) = (parties.next(), parties.collect());
+        let call = Call { caller, proxies, ..Call::default() };
         let answer = call.scope(async { stack.oneshot(request).await.map(drop) }).await;
         let taken = denials.take();
         assert!(taken.values().all(|count| *count == 1));
@@ -148,19 +150,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_peer_and_whom_it_forwards_must_both_be_allowed() {
-        assert!(ask("a", None).await.0.is_ok());
-        assert!(ask("proxy", Some("a")).await.0.is_ok());
-        for (peer, caller, denied) in
-            [("c", None, "c"), ("proxy", Some("c"), "c"), ("c", Some("a"), "c")]
-        {
-            let (answer, counted) = ask(peer, caller).await;
+    async fn all_who_have_a_part_in_a_call_must_be_allowed() {
+        assert!(ask("a", &[]).await.0.is_ok());
+        assert!(ask("proxy", &["a"]).await.0.is_ok());
+        assert!(ask("proxy", &["a", "proxy"]).await.0.is_ok());
+        for (peer, before, denied) in [
+            ("c", &[][..], "c"),
+            ("proxy", &["c"], "c"),
+            ("c", &["a"], "c"),
+            ("proxy", &["a", "c"], "c"),
+            ("proxy", &["a", "proxy", "c", "a"], "c"),
+        ] {
+            let (answer, counted) = ask(peer, before).await;
             let status = answer.unwrap_err();
             assert_eq!(status.code(), tonic::Code::PermissionDenied);
             assert!(status.message().contains(&format!("/svc/{denied} may not call /p.S/M of b")));
             let expected = Denial {
                 peer: Some(id(peer)),
-                caller: caller.map(id),
+                caller: before.first().map(|caller| id(caller)),
                 path: "other",
                 reason: crate::policy::Decision::DeniedByDefault.reason(),
             };

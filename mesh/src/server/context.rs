@@ -9,7 +9,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use http::{Request, Response};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tonic::{Status, body::Body};
 use tower::Service;
 use tracing::Instrument as _;
@@ -17,27 +17,31 @@ use tracing::Instrument as _;
 use super::Remote;
 use crate::{
     call::{CALLER_HEADER, Call},
-    client::{VERSION_BRIDGE, deadline, trace::TRACEPARENT},
+    client::{deadline, trace::TRACEPARENT},
     descriptors,
     identity::SpiffeId,
+    policy::Policy,
     telemetry::trace::{self, Kind},
 };
-
-/// The services that may forward somebody else's identity; see decision 3 of
-/// the design: each of them is a proxy by purpose.
-const PROXIES: [&str; 3] = ["gateway", VERSION_BRIDGE, "tool-capture"];
 
 /// The service of the layer.
 #[derive(Clone)]
 pub(super) struct Context<S> {
     inner: S,
-    me: Arc<str>,
-    unary_timeout: Duration,
+    server: Arc<Server>,
+}
+
+/// The server that the layer is of.
+pub(super) struct Server {
+    pub(super) me: Arc<str>,
+    /// How long a unary call may take.
+    pub(super) unary_timeout: Duration,
+    pub(super) policy: watch::Receiver<Arc<Policy>>,
 }
 
 impl<S> Context<S> {
-    pub(super) fn new(inner: S, me: Arc<str>, unary_timeout: Duration) -> Self {
-        Self { inner, me, unary_timeout }
+    pub(super) fn new(inner: S, server: Arc<Server>) -> Self {
+        Self { inner, server }
     }
 
     /// Until when the call may take: as its caller says, and where it is unary
@@ -46,7 +50,10 @@ impl<S> Context<S> {
         let left = deadline::parse(request.headers());
         let unary = descriptors::is_unary(request.uri().path());
         let left = match unary {
-            true => Some(left.map_or(self.unary_timeout, |left| left.min(self.unary_timeout))),
+            true => {
+                let most = self.server.unary_timeout;
+                Some(left.map_or(most, |left| left.min(most)))
+            }
             false => left,
         };
         left.map(|left| Instant::now() + left)
@@ -67,21 +74,21 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let caller = match caller(&request) {
-            Ok(caller) => caller,
+        let (caller, proxies) = match parties(&request, &self.server.policy) {
+            Ok(parties) => parties,
             // Not answered here: the refusal is traced, counted and audited as
             // any other.
             Err(refused) => {
                 request.extensions_mut().insert(refused);
-                None
+                (None, vec![])
             }
         };
         let parent =
             request.headers().get(TRACEPARENT).and_then(|value| trace::parse(value.to_str().ok()?));
         let name = request.uri().path().trim_start_matches('/');
-        let span = trace::child(&self.me, Kind::Server, name, parent.as_ref());
+        let span = trace::child(&self.server.me, Kind::Server, name, parent.as_ref());
         let deadline = self.deadline(&request);
-        let call = Call { caller, deadline, trace: trace::context(&span).or(parent) };
+        let call = Call { caller, proxies, deadline, trace: trace::context(&span).or(parent) };
 
         // The clone that was made ready goes; the other one is for the next.
         let next = self.inner.clone();
@@ -120,21 +127,88 @@ where
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Refused(pub(super) &'static str);
 
-/// The peer, or the one it forwards, if it may.
-fn caller(request: &Request<Body>) -> Result<Option<SpiffeId>, Refused> {
+/// The caller, and the proxies that forwarded its call, of which the peer is the last.
+fn parties(
+    request: &Request<Body>,
+    policy: &watch::Receiver<Arc<Policy>>,
+) -> Result<(Option<SpiffeId>, Vec<SpiffeId>), Refused> {
     let peer = request.extensions().get::<Remote>().and_then(|remote| remote.peer.as_ref());
     let peer = peer.map(|peer| peer.id.clone());
-    let mut forwarded = request.headers().get_all(CALLER_HEADER).iter();
-    let Some(named) = forwarded.next() else { return Ok(peer) };
-    let proxy = peer.as_ref().filter(|peer| PROXIES.contains(&peer.name()));
-    let proxy = proxy.ok_or(Refused("it is no proxy and forwards a caller in `omni-caller`"))?;
-    let named = named.to_str().ok().and_then(|named| named.parse::<SpiffeId>().ok());
-    match named {
-        Some(named)
-            if forwarded.next().is_none() && named.trust_domain() == proxy.trust_domain() =>
-        {
-            Ok(Some(named))
+    let mut headers = request.headers().get_all(CALLER_HEADER).iter();
+    let (Some(header), Some(peer)) = (headers.next(), &peer) else { return Ok((peer, vec![])) };
+    if headers.next().is_some() {
+        return Err(Refused("`omni-caller` is there more than once"));
+    }
+    let mut proxies = Call::named(header).map_err(Refused)?;
+    let caller = proxies.remove(0);
+    proxies.push(peer.clone());
+    let policy = policy.borrow();
+    if !proxies.iter().all(|proxy| policy.trust.forwards(proxy.name())) {
+        return Err(Refused("it is no trusted proxy and forwards a caller in `omni-caller`"));
+    }
+    if proxies.iter().chain([&caller]).any(|party| party.trust_domain() != peer.trust_domain()) {
+        return Err(Refused("`omni-caller` names a party of another mesh"));
+    }
+    Ok((Some(caller), proxies))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{call::MAX_FORWARDED, client::Peer, policy::Trust};
+
+    /// Who has a part in a call of `peer` that says `header`, by name; those whose names
+    /// begin with `proxy` are trusted.
+    fn read(peer: &str, header: &[&str]) -> Result<Vec<String>, &'static str> {
+        let proxies = (1..6).map(|n| format!("proxy-{n}"));
+        let trust = Trust { proxies: proxies.collect(), converters: ["bridge".into()].into() };
+        let policy = watch::channel(Arc::new(Policy { trust, ..Policy::default() })).1;
+        let id = SpiffeId::of_service("d", peer).unwrap();
+        let peer = Some(Arc::new(Peer { id, serial: String::new() }));
+        let mut request = Request::new(Body::empty());
+        request.extensions_mut().insert(Remote { address: ([127, 0, 0, 1], 1).into(), peer });
+        for value in header {
+            let ids = value.split(' ').map(|party| match party.split_once('@') {
+                Some((name, domain)) => format!("spiffe://{domain}/ns/default/dc/dc1/svc/{name}"),
+                None => party.to_owned(),
+            });
+            let value = ids.collect::<Vec<_>>().join(", ");
+            request.headers_mut().append(CALLER_HEADER, value.parse().unwrap());
         }
-        _ => Err(Refused("`omni-caller` is not one SPIFFE id of this mesh")),
+        let (caller, proxies) = parties(&request, &policy).map_err(|Refused(why)| why)?;
+        let call = Call { caller, proxies, ..Call::default() };
+        if let Some(sent_on) = call.forwarded().filter(|_| call.proxies.len() < MAX_FORWARDED) {
+            let named = Call::named(&sent_on).unwrap();
+            assert!(named.iter().eq(call.parties()), "what is sent on is what came: {named:?}");
+        }
+        Ok(call.parties().map(|party| party.name().to_owned()).collect())
+    }
+
+    #[test]
+    fn a_chain_is_read_if_all_who_forwarded_are_trusted() {
+        assert_eq!(read("a", &[]).unwrap(), ["a"]);
+        assert_eq!(read("proxy-1", &["a@d"]).unwrap(), ["a", "proxy-1"]);
+        assert_eq!(read("bridge", &["a@d proxy-1@d"]).unwrap(), ["a", "proxy-1", "bridge"]);
+        let chain = "a@d proxy-1@d proxy-2@d proxy-3@d";
+        let parties = ["a", "proxy-1", "proxy-2", "proxy-3", "bridge"];
+        assert_eq!(read("bridge", &[chain]).unwrap(), parties);
+    }
+
+    #[test]
+    fn any_other_chain_is_refused() {
+        for (peer, header, why) in [
+            ("a", &["b@d"][..], "no trusted proxy"),
+            ("bridge", &["a@d b@d"], "no trusted proxy"),
+            ("bridge", &["a@d b@d proxy-1@d"], "no trusted proxy"),
+            ("proxy-1", &["a@elsewhere"], "another mesh"),
+            ("bridge", &["a@d proxy-1@elsewhere"], "another mesh"),
+            ("bridge", &["a@d proxy-1@d proxy-2@d proxy-3@d proxy-4@d"], "more than 4"),
+            ("proxy-1", &["a@d", "b@d"], "more than once"),
+            ("proxy-1", &[""], "SPIFFE"),
+            ("proxy-1", &["a@d nonsense"], "SPIFFE"),
+        ] {
+            let refused = read(peer, header).unwrap_err();
+            assert!(refused.contains(why), "{peer} {header:?}: {refused}");
+        }
     }
 }

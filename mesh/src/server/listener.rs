@@ -25,7 +25,6 @@ use super::{
     streams::Streams,
 };
 use crate::{
-    bundle,
     config::LimitsConfig,
     identity::{Identity, SpiffeId},
 };
@@ -38,7 +37,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub enum Security {
     /// gRPC over mutual TLS: the mesh port.
-    Mesh(Identity),
+    Mesh {
+        /// Who serves.
+        identity: Identity,
+        /// Whether what a connection needs runs in one task: for who only passes calls
+        /// on, whose own part of a call is less work than a wake. Others' calls are
+        /// spread over all cores.
+        in_place: bool,
+    },
     /// HTTP/1.1 in the clear: the gateway's port.
     Edge,
     /// HTTP/1.1 and HTTP/2 in the clear: the admin port.
@@ -151,9 +157,9 @@ impl Door {
         stop: CancellationToken,
         grace: Duration,
     ) -> Arc<Self> {
-        let in_place = matches!(&security, Security::Mesh(me) if bundle::is_for(&me.id()));
+        let in_place = matches!(security, Security::Mesh { in_place: true, .. });
         let (service, me, port) = match security {
-            Security::Mesh(identity) => {
+            Security::Mesh { identity, .. } => {
                 let tls = TlsAcceptor::from(identity.server_config());
                 let id = identity.id();
                 (id.name().to_owned(), id.to_string(), Port::Mesh(identity, tls))

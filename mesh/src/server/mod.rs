@@ -42,7 +42,7 @@ pub use self::{
 };
 use self::{
     authorize::Authorize,
-    context::Context,
+    context::{Context, Server},
     limit::{Gate, Limit},
 };
 use crate::{
@@ -65,15 +65,17 @@ pub fn stack(
     denials: Denials,
 ) -> App {
     let me: Arc<str> = me.into();
-    let (for_context, for_intercept) = (me.clone(), me.clone());
-    let (gate, unary_timeout) = (Gate::new(me.clone(), limits), limits.unary_timeout);
+    let (for_intercept, gate) = (me.clone(), Gate::new(me.clone(), limits));
+    let server =
+        Server { me: me.clone(), unary_timeout: limits.unary_timeout, policy: policy.clone() };
+    let server = Arc::new(server);
     let stack = ServiceBuilder::new()
         // Outermost: whatever fails inside leaves as a gRPC status.
         .layer(layer_fn(|inner| Answer { inner }))
         // Before any work is done: what is too much costs next to nothing.
         .layer(layer_fn(move |inner| Limit::new(inner, gate.clone())))
         // Next: all that follows can ask who calls, until when, in which trace.
-        .layer(layer_fn(move |inner| Context::new(inner, for_context.clone(), unary_timeout)))
+        .layer(layer_fn(move |inner| Context::new(inner, server.clone())))
         // Outside of the decision: interceptors see what is denied as well.
         .layer(layer_fn(move |inner| {
             Intercept::inbound(inner, for_intercept.clone(), interceptors.clone())

@@ -23,7 +23,12 @@ use serde::Serialize;
 use tonic::service::Routes;
 
 pub use self::{context::Context, process::Process};
-use crate::{Error, events::Bodies, store::Migrations};
+use crate::{
+    Error,
+    events::Bodies,
+    policy::{Declared, Trust},
+    store::Migrations,
+};
 
 /// The capability of a service that serves HTTP for the outside.
 pub const HTTP: &str = "http";
@@ -52,6 +57,8 @@ pub struct Descriptor {
     pub version: &'static str,
     /// When it starts, roughly.
     pub phase: Phase,
+    /// Whom it speaks for.
+    pub role: Role,
     /// The services it can't work without: it starts after them. These calls are
     /// allowed unless an intention says otherwise.
     pub dependencies: &'static [&'static str],
@@ -66,6 +73,19 @@ pub struct Descriptor {
     pub migrations: Option<Migrations>,
     /// Where it stores the bodies of its events itself.
     pub bodies: Option<Bodies>,
+}
+
+/// Whom a service speaks for. That is how it is meant: it may do so where its name is
+/// trusted, by the program whose list it is in or by the setting `trust`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Itself.
+    Ordinary,
+    /// Others, whose calls it forwards under their names.
+    Proxy,
+    /// Others, whose calls it converts between versions.
+    Converter,
 }
 
 /// When a service starts, roughly: a phase begins when the one before has settled.
@@ -103,6 +123,19 @@ pub enum Surface {
     },
     /// HTTP for the outside.
     Http(axum::Router),
+}
+
+/// What the services of a program's own list declare: whom they call, and which of them
+/// are trusted to speak for others.
+pub fn declared(list: &[Descriptor]) -> Declared {
+    let calls = list.iter().flat_map(|descriptor| {
+        descriptor.called().map(|called| (descriptor.name.to_owned(), called.to_owned()))
+    });
+    let of_role = |role: Role| {
+        list.iter().filter(move |d| d.role == role).map(|d| d.name.to_owned()).collect()
+    };
+    let trust = Trust { proxies: of_role(Role::Proxy), converters: of_role(Role::Converter) };
+    Declared { calls: calls.collect(), trust }
 }
 
 impl Descriptor {

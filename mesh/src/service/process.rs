@@ -24,7 +24,7 @@ use crate::{
     events::broker::{self, Broker},
     identity::{self, Authority, Identity, is_name, is_operator_name},
     intercept::{Attached, Interceptors, Metrics},
-    policy::{self, Policy},
+    policy::{self, Declared, Policy},
     registry::{self, Registry},
     server::{self, Admin, Readiness, Security},
     telemetry::Telemetry,
@@ -52,16 +52,15 @@ pub struct Process {
 
 impl Process {
     /// Opens the backends that the configuration names and the admin port at
-    /// `admin_port`. `declared` are the dependencies of all services known, as
-    /// (caller, called). Several may share one telemetry, as tests do; the last
-    /// one to stop stops it.
+    /// `admin_port`. Several may share one telemetry, as tests do; the last one to
+    /// stop stops it.
     ///
     /// # Errors
     /// When a backend can't be used or the port can't be bound.
     pub fn start(
         config: Arc<Config>,
         telemetry: Arc<Telemetry>,
-        declared: &[(String, String)],
+        declared: &Declared,
         admin_port: u16,
     ) -> BoxFuture<'_, Result<Self, Error>> {
         Box::pin(async move {

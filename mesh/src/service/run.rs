@@ -246,17 +246,19 @@ fn serve(
     stop: CancellationToken,
 ) -> Result<tokio::task::JoinHandle<()>, Error> {
     let reflection = Reflection::configure();
+    let in_place = process.policy.borrow().trust.converts(context.name);
+    let mesh = Security::Mesh { identity, in_place };
     let (security, app) = match surface {
         Surface::Grpc(routes) => {
             let reflection = reflection.register_encoded_file_descriptor_set(api::DESCRIPTORS);
             let named = grpc_services.iter().copied();
             let reflection = named.fold(reflection, Reflection::with_service_name);
-            (Security::Mesh(identity), grpc(process, context, routes, reflection)?)
+            (mesh, grpc(process, context, routes, reflection)?)
         }
         Surface::Foreign { routes, descriptors, services } => {
             let reflection = reflection.register_file_descriptor_set(descriptors);
             let reflection = services.into_iter().fold(reflection, Reflection::with_service_name);
-            (Security::Mesh(identity), grpc(process, context, routes, reflection)?)
+            (mesh, grpc(process, context, routes, reflection)?)
         }
         Surface::Http(router) => (Security::Edge, server::app(router)),
     };

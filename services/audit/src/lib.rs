@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use api::audit::v1::audit_server::{AuditServer, SERVICE_NAME};
 use async_trait::async_trait;
-use mesh::service::{Context, Descriptor, Phase, Service, Surface};
+use mesh::service::{Context, Descriptor, Phase, Role, Service, Surface};
 use tonic::service::Routes;
 
 pub use self::error::Error;
@@ -35,6 +35,7 @@ impl Service for Audit {
             name: "audit",
             version: env!("CARGO_PKG_VERSION"),
             phase: Phase::Services,
+            role: Role::Ordinary,
             dependencies: &[],
             optional: &[],
             grpc_services: &[SERVICE_NAME],

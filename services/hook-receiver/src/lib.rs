@@ -18,7 +18,7 @@ use api::hooks::v1::hook_receiver_server::{HookReceiverServer, SERVICE_NAME};
 use async_trait::async_trait;
 use mesh::{
     events::Bodies,
-    service::{Context, Descriptor, Phase, Service, Surface},
+    service::{Context, Descriptor, Phase, Role, Service, Surface},
 };
 use tonic::service::Routes;
 
@@ -35,6 +35,7 @@ impl Service for HookReceiver {
             name: "hook-receiver",
             version: env!("CARGO_PKG_VERSION"),
             phase: Phase::Services,
+            role: Role::Ordinary,
             dependencies: &[],
             optional: &[],
             grpc_services: &[SERVICE_NAME],

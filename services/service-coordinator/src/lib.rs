@@ -25,7 +25,7 @@ use api::coordinator::v1::service_coordinator_server::{SERVICE_NAME, ServiceCoor
 use async_trait::async_trait;
 use mesh::{
     leadership,
-    service::{Context, Descriptor, Phase, Service, Surface},
+    service::{Context, Descriptor, Phase, Role, Service, Surface},
 };
 use tokio::sync::{broadcast, mpsc};
 use tonic::service::Routes;
@@ -67,6 +67,7 @@ impl ServiceCoordinator {
             name: NAME,
             version: env!("CARGO_PKG_VERSION"),
             phase: Phase::Coordination,
+            role: Role::Ordinary,
             dependencies: &[],
             optional: &[],
             grpc_services: &[SERVICE_NAME],

@@ -15,7 +15,7 @@ mod proxy;
 
 use async_trait::async_trait;
 use axum::Router;
-use mesh::service::{Context, Descriptor, Phase, Service, Surface};
+use mesh::service::{Context, Descriptor, Phase, Role, Service, Surface};
 use tonic::service::Routes;
 
 use self::{directory::Directory, proxy::Proxy};
@@ -30,6 +30,7 @@ impl Service for VersionBridge {
             name: "version-bridge",
             version: env!("CARGO_PKG_VERSION"),
             phase: Phase::Infrastructure,
+            role: Role::Converter,
             dependencies: &[],
             optional: &[],
             grpc_services: &[],

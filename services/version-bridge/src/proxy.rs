@@ -8,15 +8,11 @@ use std::{
 
 use convert::{Counterpart, Mappings};
 use futures::future::BoxFuture;
-use http::{
-    Extensions, HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version, header,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version, header};
 use http_body_util::BodyExt as _;
 use mesh::{
     call::{CALLER_HEADER, Call},
     client::{BETWEEN_RANGES, Channel, ORDER_HEADER, SERVICE_HEADER, VERSION_HEADER},
-    identity::SpiffeId,
-    server::Remote,
     status::{Reason, status},
 };
 use semver::VersionReq;
@@ -76,7 +72,9 @@ impl Shared {
     async fn answer(&self, request: Request<Body>) -> Result<Response<Body>, Status> {
         let (head, body) = request.into_parts();
         let path = head.uri.path();
-        let caller = caller(&head.extensions)?;
+        let caller = Call::current()
+            .forwarded()
+            .ok_or_else(|| status(Reason::Denied, "the connection has no identity"))?;
         let service = self.service(&head.headers, path).await?;
         let mut channel = self.directory.channel(&service).await?;
         let (counterpart, range) = self.choose(&channel, path, &head.headers)?;
@@ -100,7 +98,7 @@ impl Shared {
             Uri::try_from(path).map_err(|why| status(Reason::Internal, why.to_string()))?;
         *request.method_mut() = head.method;
         *request.version_mut() = Version::HTTP_2;
-        *request.headers_mut() = onward(head.headers, &caller, range.as_ref())?;
+        *request.headers_mut() = onward(head.headers, caller, range.as_ref())?;
         let answer = tokio::select! {
             biased;
             // That it couldn't be converted is why it failed, and no fault of theirs.
@@ -173,17 +171,6 @@ impl Shared {
     }
 }
 
-/// Who calls. One who speaks for somebody else isn't served: the called one would
-/// decide on that one and on us, and no longer on who says so.
-fn caller(extensions: &Extensions) -> Result<SpiffeId, Status> {
-    let peer = extensions.get::<Remote>().and_then(|remote| remote.peer.as_ref());
-    let peer = peer.ok_or_else(|| status(Reason::Denied, "the connection has no identity"))?;
-    match &Call::current().caller {
-        Some(caller) if *caller == peer.id => Ok(caller.clone()),
-        _ => Err(status(Reason::Denied, "a call on behalf of another one isn't converted")),
-    }
-}
-
 /// The package of the method at `path`.
 fn package(path: &str) -> Option<&str> {
     let (service, _) = path.strip_prefix('/')?.split_once('/')?;
@@ -203,22 +190,22 @@ fn both(a: Option<&VersionReq>, b: Option<&VersionReq>) -> Option<VersionReq> {
     (!comparators.is_empty()).then_some(VersionReq { comparators })
 }
 
-/// The headers that go on: all but those that were for us.
+/// The headers that go on: all but those that were for us. The called service decides
+/// on everybody whom `caller` names, and on us.
 fn onward(
     mut headers: HeaderMap,
-    caller: &SpiffeId,
+    caller: HeaderValue,
     range: Option<&VersionReq>,
 ) -> Result<HeaderMap, Status> {
     let ours = [SERVICE_HEADER, ORDER_HEADER, VERSION_HEADER].map(HeaderName::from_static);
     for name in ours.into_iter().chain([ACCEPT_ENCODING, header::CONTENT_LENGTH]) {
         headers.remove(name);
     }
-    let value = |text: String| {
-        HeaderValue::try_from(text).map_err(|why| status(Reason::Internal, why.to_string()))
-    };
-    headers.insert(CALLER_HEADER, value(caller.to_string())?);
+    headers.insert(CALLER_HEADER, caller);
     if let Some(range) = range {
-        headers.insert(VERSION_HEADER, value(range.to_string())?);
+        let range = HeaderValue::try_from(range.to_string())
+            .map_err(|why| status(Reason::Internal, why.to_string()))?;
+        headers.insert(VERSION_HEADER, range);
     }
     Ok(headers)
 }

@@ -3,7 +3,7 @@
 use tonic_types::StatusExt as _;
 
 use super::*;
-use crate::policy::{VersionRules, Versions};
+use crate::policy::{Trust, VersionRules, Versions};
 
 const OLD: &str = "/shop.v1.Shop/Buy";
 const NEW: &str = "/shop.v2.Shop/Buy";
@@ -171,6 +171,14 @@ async fn a_call_that_another_version_could_answer_goes_to_be_converted() {
     let mut bridge = mesh.server("version-bridge", answer).await;
     bridge.instance.service = "version-bridge".to_owned();
     mesh.are(&[&new, &bridge]);
+    for _ in 0..20 {
+        let refused = ask(&channel, OLD, None).await.unwrap_err();
+        assert_eq!(reason(&refused), Reason::VersionUnavailable, "it isn't trusted to convert");
+    }
+    mesh.policy.send_modify(|policy| {
+        let trust = Trust { converters: ["version-bridge".into()].into(), ..Trust::default() };
+        *policy = Arc::new(Policy { trust, ..Policy::clone(policy) });
+    });
     let seen = async {
         while ask(&channel, OLD, None).await.is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -64,7 +64,15 @@ impl Server {
         let (policy, interceptors) = (policy(), Interceptors::default());
         let app = server::stack("audit", routes, &limits, policy, interceptors, Denials::new());
         let serving = tokio::spawn(async move {
-            server::serve(listener, Security::Mesh(identity), &limits, app, until, GRACE).await;
+            server::serve(
+                listener,
+                Security::Mesh { identity, in_place: false },
+                &limits,
+                app,
+                until,
+                GRACE,
+            )
+            .await;
         });
         Self { address, stop, serving }
     }

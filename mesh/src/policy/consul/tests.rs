@@ -21,7 +21,7 @@ fn config(agent: &FakeConsul, toml: &str) -> Config {
 
 fn decide(policy: &Policy, source: &str, destination: &str, path: &str) -> Decision {
     let source = SpiffeId::of_service("d", source).unwrap();
-    policy.intentions.decide(&source, destination, &http::Request::post(path).body(()).unwrap())
+    policy.decide(&source, destination, &http::Request::post(path).body(()).unwrap())
 }
 
 async fn until(watched: &mut watch::Receiver<Arc<Policy>>, holds: impl Fn(&Policy) -> bool) {
@@ -34,7 +34,8 @@ async fn until(watched: &mut watch::Receiver<Arc<Policy>>, holds: impl Fn(&Polic
 #[tokio::test]
 async fn an_intention_counts_from_the_moment_consul_has_it() {
     let agent = FakeConsul::start().await;
-    let declared = [("a".to_owned(), "b".to_owned())];
+    let declared =
+        Declared { calls: vec![("a".to_owned(), "b".to_owned())], ..Declared::default() };
     let mut watched = crate::policy::policy(&config(&agent, ""), &declared).await.unwrap();
     assert_eq!(decide(&watched.borrow(), "a", "b", PATH), Decision::Allowed);
 
@@ -54,7 +55,7 @@ async fn consuls_intention_overrides_the_files_for_the_same_pair() {
             { source = "a", destination = "c", action = "allow" },
         ]
     "#;
-    let watched = watch_consul(&config(&agent, file), &[]).await.unwrap();
+    let watched = watch_consul(&config(&agent, file), &Declared::default()).await.unwrap();
     let policy = watched.borrow();
     assert_eq!(decide(&policy, "a", "b", PATH), Decision::DeniedByIntention);
     assert_eq!(decide(&policy, "a", "c", PATH), Decision::Allowed);
@@ -69,7 +70,7 @@ async fn permissions_are_decided_by_path() {
         { "Action": "allow", "HTTP": { "PathPrefix": "/", "Methods": ["GET"] } },
     ]);
     agent.set_permissions("a", "b", permissions);
-    let watched = watch_consul(&config(&agent, ""), &[]).await.unwrap();
+    let watched = watch_consul(&config(&agent, ""), &Declared::default()).await.unwrap();
     let policy = watched.borrow();
     assert_eq!(decide(&policy, "a", "b", "/p.S/Secret"), Decision::DeniedByIntention);
     assert_eq!(decide(&policy, "a", "b", "/p.S/M"), Decision::Allowed);
@@ -90,7 +91,7 @@ async fn permissions_are_decided_by_regex_header_and_method() {
         ],
     });
     agent.set_permissions("a", "b", json!([{ "Action": "allow", "HTTP": http }]));
-    let watched = watch_consul(&config(&agent, ""), &[]).await.unwrap();
+    let watched = watch_consul(&config(&agent, ""), &Declared::default()).await.unwrap();
     let policy = watched.borrow();
     let a = SpiffeId::of_service("d", "a").unwrap();
     let decide = |path: &str, headers: &[(&str, &str)]| {
@@ -98,7 +99,7 @@ async fn permissions_are_decided_by_regex_header_and_method() {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        policy.intentions.decide(&a, "b", &request.body(()).unwrap()).is_allowed()
+        policy.decide(&a, "b", &request.body(()).unwrap()).is_allowed()
     };
     let good = [("x-tenant", "blue"), ("x-user", "ann")];
     assert!(decide("/p.S/M", &good));
@@ -132,7 +133,7 @@ async fn a_condition_that_is_not_known_fails_closed() {
     let jwt = json!({ "Providers": [{ "Name": "okta" }] });
     let allow = json!([{ "Action": "allow", "HTTP": { "PathPrefix": "/" }, "JWT": jwt }]);
     agent.set_permissions("a", "jwt", allow);
-    let watched = watch_consul(&config(&agent, ""), &[]).await.unwrap();
+    let watched = watch_consul(&config(&agent, ""), &Declared::default()).await.unwrap();
     let policy = watched.borrow();
     for n in 0..unknown.len() {
         for destination in [format!("allow-{n}"), format!("deny-{n}")] {
@@ -180,7 +181,7 @@ fn an_intention_with_a_condition_that_is_not_known_denies_its_pair() {
 async fn routes_come_from_the_key_and_a_bad_document_changes_nothing() {
     let agent = FakeConsul::start().await;
     let file = "[routes.\"/p.S/A\"]\ntimeout = \"1s\"\n[routes.\"/p.S/B\"]\ntimeout = \"1s\"";
-    let mut watched = watch_consul(&config(&agent, file), &[]).await.unwrap();
+    let mut watched = watch_consul(&config(&agent, file), &Declared::default()).await.unwrap();
     let timeout = |policy: &Policy, path: &str| policy.routes.of(path).timeout;
     assert_eq!(timeout(&watched.borrow(), "/p.S/A"), Some(Duration::from_secs(1)));
 
@@ -198,11 +199,38 @@ async fn routes_come_from_the_key_and_a_bad_document_changes_nothing() {
     until(&mut watched, |p| timeout(p, "/p.S/A") == Some(Duration::from_secs(1))).await;
 }
 
+#[tokio::test]
+async fn trusted_is_who_the_program_the_file_or_consul_names() {
+    let agent = FakeConsul::start().await;
+    let ours = Trust { proxies: ["ours".into()].into(), ..Trust::default() };
+    let declared = Declared { trust: ours, ..Declared::default() };
+    let file = "trust.converters = ['filed']";
+    let mut watched = watch_consul(&config(&agent, file), &declared).await.unwrap();
+    let forward =
+        |policy: &Policy| ["ours", "filed", "consuls"].map(|name| policy.trust.forwards(name));
+    assert_eq!(forward(&watched.borrow()), [true, true, false]);
+    assert_eq!(decide(&watched.borrow(), "a", "filed", PATH), Decision::Allowed);
+    assert_eq!(decide(&watched.borrow(), "filed", "b", PATH), Decision::Allowed);
+    assert_eq!(decide(&watched.borrow(), "a", "ours", PATH), Decision::DeniedByDefault);
+
+    agent.set_key(TRUST, "[trust]\nproxies = ['consuls']");
+    until(&mut watched, |p| p.trust.forwards("consuls")).await;
+    assert_eq!(forward(&watched.borrow()), [true, true, true]);
+    // What is wrong changes nothing, and an intention counts more than trust.
+    agent.set_key(TRUST, "[trust]\nproxy = ['other']");
+    agent.set_intention("*", "filed", "deny");
+    until(&mut watched, |p| decide(p, "a", "filed", PATH) == Decision::DeniedByIntention).await;
+    assert_eq!(forward(&watched.borrow()), [true, true, true]);
+    agent.delete_key(TRUST);
+    until(&mut watched, |p| !p.trust.forwards("consuls")).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn until_consul_has_told_its_intentions_every_call_is_denied() {
     let mut agent = FakeConsul::start().await;
     agent.stop().await;
-    let declared = [("a".to_owned(), "b".to_owned())];
+    let declared =
+        Declared { calls: vec![("a".to_owned(), "b".to_owned())], ..Declared::default() };
     let mut watched = watch_consul(&config(&agent, ""), &declared).await.unwrap();
     for source in ["a", "operator"] {
         assert_eq!(decide(&watched.borrow(), source, "b", PATH), Decision::DeniedByIntention);
@@ -242,16 +270,19 @@ fn any_answer_is_intentions_that_decide_or_an_error() {
 }
 
 #[test]
-fn any_text_under_the_key_is_routes_or_changes_nothing() {
+fn any_text_under_a_key_is_what_it_should_be_or_changes_nothing() {
     let mut layered = Layered {
-        declared: vec![],
+        declared: Default::default(),
         file: Default::default(),
         intentions: None,
         routes: Default::default(),
+        trust: Default::default(),
         versions: Arc::default(),
     };
     bolero::check!().with_iterations(1000).with_max_len(256).for_each(|bytes: &[u8]| {
-        layered.take_routes(Some(String::from_utf8_lossy(bytes).into_owned()));
+        let text = Some(String::from_utf8_lossy(bytes).into_owned());
+        layered.take_routes(text.clone());
+        layered.take_trust(text);
         let _ = layered.compile();
     });
 }

@@ -12,6 +12,7 @@ use futures::future::BoxFuture;
 use mesh::{
     Error,
     config::Config,
+    policy::Declared,
     service::{Process, Service},
     telemetry::Telemetry,
 };
@@ -30,7 +31,7 @@ pub struct Local {
     config: Arc<Config>,
     telemetry: Arc<Telemetry>,
     services: Vec<Arc<dyn Service>>,
-    declared: Vec<(String, String)>,
+    declared: Declared,
     admin_port: u16,
     retries: Retries,
     process: OnceCell<Arc<Process>>,
@@ -46,13 +47,12 @@ pub enum Retries {
 }
 
 impl Local {
-    /// Runs `services`. `declared` are the dependencies of all services known, as
-    /// (caller, called).
+    /// Runs `services`. `declared` is what all services known declare, wherever they run.
     pub fn new(
         config: Arc<Config>,
         telemetry: Telemetry,
         services: Vec<Arc<dyn Service>>,
-        declared: Vec<(String, String)>,
+        declared: Declared,
         admin_port: u16,
         retries: Retries,
     ) -> Self {
