@@ -19,8 +19,6 @@ use crate::{meshed, older, party};
 pub(crate) async fn run(data: &Path, traces: &str) -> anyhow::Result<()> {
     let mut config = meshed::config(data, traces)?;
     config.mappings = Some(older::FOLDER.into());
-    // Its usual port may be another one's; without a word it gets a free one.
-    config.services.remove(meshed::VERSION_BRIDGE);
     let telemetry = Telemetry::start(&config)?.into();
     let process = Process::start(Arc::new(config), telemetry, &meshed::declared(), 0).await?;
     let process = Arc::new(process);

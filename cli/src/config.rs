@@ -15,8 +15,11 @@ pub(crate) fn load(common: &Common, flags: &[(&str, String)]) -> anyhow::Result<
         all.push(("data", data.display().to_string()));
     }
     all.extend(flags.iter().cloned());
-    let config = Config::load(common.config.as_deref(), &all)?;
-    config.check_keys(&catalogue::SECTIONS)?;
+    let services = catalogue::descriptors();
+    let declared = mesh::service::defaults(&services);
+    let config = Config::load(&declared, common.config.as_deref(), &all)?;
+    let sections: Vec<&str> = services.iter().filter_map(|service| service.section).collect();
+    config.check_keys(&sections)?;
     Ok(config)
 }
 

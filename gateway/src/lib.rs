@@ -35,6 +35,8 @@ impl Service for Gateway {
         Descriptor {
             name: "gateway",
             version: env!("CARGO_PKG_VERSION"),
+            port: Some(8000),
+            section: Some("hooks"),
             phase: Phase::Services,
             role: Role::Proxy,
             dependencies: &[HOOK_RECEIVER],

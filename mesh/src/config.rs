@@ -1,5 +1,5 @@
-//! One typed configuration: built-in defaults < `omni.toml` < environment <
-//! flags.
+//! One typed configuration: built-in defaults, the kernel's and those that services
+//! declare < `omni.toml` < environment < flags.
 //!
 //! Environment variables are `OMNI_` and the key in capitals, with `__` between
 //! the levels: `OMNI_REGISTRY`, `OMNI_LOG__FORMAT`. Any of them can be given as
@@ -26,7 +26,7 @@ use self::{environment::environment, layer::Layer};
 pub use self::{environment::variable, layer::Effective, limits::LimitsConfig};
 use crate::Error;
 
-/// The built-in defaults, in the form of `omni.toml`.
+/// The kernel's built-in defaults, in the form of `omni.toml`.
 pub const DEFAULTS: &str = include_str!("defaults.toml");
 
 /// How long an instance may take to be healthy, unless it is set.
@@ -195,20 +195,25 @@ pub struct ServiceConfig {
 }
 
 impl Config {
-    /// Loads the configuration of this process: `file` if given, else
-    /// `omni.toml` in the working folder if there is one; this process's
-    /// environment; and `flags` over all of it.
+    /// Loads the configuration of this process: what its services declare, as
+    /// [`crate::service::defaults`] says it; `file` if given, else `omni.toml` in the
+    /// working folder if there is one; this process's environment; and `flags` over
+    /// all of it.
     ///
     /// # Errors
     /// When a source can't be read, or a value doesn't fit its key.
-    pub fn load(file: Option<&Path>, flags: &[(&str, String)]) -> Result<Self, Error> {
+    pub fn load(
+        declared: &str,
+        file: Option<&Path>,
+        flags: &[(&str, String)],
+    ) -> Result<Self, Error> {
         let env = std::env::vars().collect();
         let default_file = Path::new("omni.toml");
         let file = file.or_else(|| default_file.exists().then_some(default_file));
-        Self::from_sources(file, env, flags)
+        Self::read(declared, file, env, flags)
     }
 
-    /// Loads from the sources given and no others.
+    /// Loads from the sources given and no others; no service declares anything.
     ///
     /// # Errors
     /// As [`Config::load`].
@@ -217,8 +222,18 @@ impl Config {
         env: HashMap<String, String>,
         flags: &[(&str, String)],
     ) -> Result<Self, Error> {
+        Self::read("", file, env, flags)
+    }
+
+    fn read(
+        declared: &str,
+        file: Option<&Path>,
+        env: HashMap<String, String>,
+        flags: &[(&str, String)],
+    ) -> Result<Self, Error> {
         let defaults = config::Config::builder()
             .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
+            .add_source(File::from_str(declared, FileFormat::Toml))
             .build()?;
         let mut sources = vec![("default".to_owned(), defaults)];
         if let Some(path) = file {
@@ -301,7 +316,7 @@ impl Config {
         let mut known: BTreeSet<String> = defaults.values.keys().map(|k| first(k)).collect();
         known.extend(sections.iter().map(|s| (*s).to_owned()));
         known.extend(
-            ["advertise", "instances", "intentions", "mappings", "routes", "trust"]
+            ["advertise", "instances", "intentions", "mappings", "routes", "services", "trust"]
                 .map(str::to_owned),
         );
         for layer in given {
@@ -377,6 +392,18 @@ mod tests {
         assert_eq!(config.registry, "static:");
         assert_eq!(config.identity, "env:");
         assert_eq!(config.events, "flag:");
+    }
+
+    #[test]
+    fn what_services_declare_is_a_default() {
+        let declared = "[services.a]\nport = 7000\nadmin_port = 8000";
+        let read = |flags: &[_]| Config::read(declared, None, HashMap::new(), flags).unwrap();
+        let config = read(&[]);
+        assert_eq!((config.port("a"), config.admin_port("a"), config.port("b")), (7000, 8000, 0));
+        let effective = config.effective();
+        let port = effective.iter().find(|setting| setting.key == "services.a.port").unwrap();
+        assert_eq!((port.value.as_str(), port.origin.as_str()), ("7000", "default"));
+        assert_eq!(read(&[("services.a.port", "7001".to_owned())]).port("a"), 7001);
     }
 
     #[test]

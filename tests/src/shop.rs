@@ -280,6 +280,8 @@ impl Service for Version {
         Descriptor {
             name: "shop",
             version: self.0,
+            port: None,
+            section: None,
             phase: Phase::Services,
             role: Role::Ordinary,
             dependencies: &[],
@@ -323,6 +325,8 @@ impl Service for Ledger {
         Descriptor {
             name: self.name,
             version: "1.0.0",
+            port: None,
+            section: None,
             phase: Phase::Services,
             role: Role::Ordinary,
             dependencies: &[],
@@ -371,7 +375,7 @@ pub async fn serve(which: &'static str) -> Result<(), Error> {
         "ledger-new" => Arc::new(Ledger { name: which, reads: [proto::v2::PurchaseOrder::NAME] }),
         version => Arc::new(Version(version)),
     };
-    let config = Config::load(None, &[])?;
+    let config = Config::load("", None, &[])?;
     let telemetry = Telemetry::start(&config)?.into();
     let mut term = signal(SignalKind::terminate()).expect("signals can be listened to");
     let process =

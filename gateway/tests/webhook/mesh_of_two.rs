@@ -285,6 +285,8 @@ impl Service for FakeService {
         Descriptor {
             name: "hook-receiver",
             version: "0.1.0",
+            port: None,
+            section: None,
             phase: Phase::Services,
             role: Role::Ordinary,
             dependencies: &[],

@@ -33,6 +33,9 @@ use crate::{
 /// The capability of a service that serves HTTP for the outside.
 pub const HTTP: &str = "http";
 
+/// How much higher a service's admin port is than its own, unless they are set.
+const ADMIN_OFFSET: u16 = 1000;
+
 /// A service, as the kernel sees it.
 #[async_trait]
 pub trait Service: Send + Sync + 'static {
@@ -55,6 +58,12 @@ pub struct Descriptor {
     pub name: &'static str,
     /// Its semantic version.
     pub version: &'static str,
+    /// Where it listens, unless `services.NAME.port` says otherwise: the mesh port, or the
+    /// port for HTTP. Its admin port is 1000 more, when it has a process of its own. A
+    /// free one where this is `None`.
+    pub port: Option<u16>,
+    /// The section of the configuration that is its own.
+    pub section: Option<&'static str>,
     /// When it starts, roughly.
     pub phase: Phase,
     /// Whom it speaks for.
@@ -123,6 +132,17 @@ pub enum Surface {
     },
     /// HTTP for the outside.
     Http(axum::Router),
+}
+
+/// The settings that the services of a program's own list declare, in the form of
+/// `omni.toml`: their ports.
+pub fn defaults(list: &[Descriptor]) -> String {
+    let with_port = list.iter().filter_map(|d| Some((d.name, d.port?)));
+    let ports = with_port.map(|(name, port)| {
+        let admin_port = port.saturating_add(ADMIN_OFFSET);
+        format!("[services.{name}]\nport = {port}\nadmin_port = {admin_port}\n")
+    });
+    ports.collect()
 }
 
 /// What the services of a program's own list declare: whom they call, and which of them

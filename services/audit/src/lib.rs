@@ -34,6 +34,8 @@ impl Service for Audit {
         Descriptor {
             name: "audit",
             version: env!("CARGO_PKG_VERSION"),
+            port: Some(8004),
+            section: None,
             phase: Phase::Services,
             role: Role::Ordinary,
             dependencies: &[],

@@ -34,6 +34,8 @@ impl Service for HookReceiver {
         Descriptor {
             name: "hook-receiver",
             version: env!("CARGO_PKG_VERSION"),
+            port: Some(8001),
+            section: None,
             phase: Phase::Services,
             role: Role::Ordinary,
             dependencies: &[],

@@ -66,6 +66,8 @@ impl ServiceCoordinator {
         Descriptor {
             name: NAME,
             version: env!("CARGO_PKG_VERSION"),
+            port: Some(8006),
+            section: None,
             phase: Phase::Coordination,
             role: Role::Ordinary,
             dependencies: &[],

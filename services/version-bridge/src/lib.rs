@@ -29,6 +29,8 @@ impl Service for VersionBridge {
         Descriptor {
             name: "version-bridge",
             version: env!("CARGO_PKG_VERSION"),
+            port: Some(8005),
+            section: None,
             phase: Phase::Infrastructure,
             role: Role::Converter,
             dependencies: &[],
