@@ -6,7 +6,7 @@ mod versions;
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::{coordinator::*, events::*, versions::*};
 
@@ -83,6 +83,8 @@ pub(crate) enum Command {
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Write what Consul, compose, Prometheus and docs/ have to know of the services
+    Export(Export),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -102,12 +104,40 @@ pub(crate) struct Up {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "In a checkout:
+  omni export                  write all of it anew
+  omni export --check          exit with 1 where a file differs
+  omni export consul --dir /tmp/mesh    Consul's config entries, for `consul config write`")]
+pub(crate) struct Export {
+    /// What to write [default: all]
+    #[arg(value_name = "WHAT")]
+    pub(crate) what: Vec<Exported>,
+    /// The folder that consul/, compose/ and docs/ are in
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+    /// Write nothing, and say what differs
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+/// What the services' list is written for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Exported {
+    /// The services of compose/compose.yaml
+    Compose,
+    /// Service defaults and intentions, in consul/
+    Consul,
+    /// The tables of docs/
+    Docs,
+    /// Where metrics are, in compose/prometheus/prometheus.yaml
+    Prometheus,
+}
+
+#[derive(Debug, ClapArgs)]
 #[command(after_help = "Several processes on one data directory, or on one Consul, are one mesh:
   omni serve gateway & omni serve hook-receiver & omni serve audit &")]
 pub(crate) struct Serve {
-    /// The services: gateway, hook-receiver, audit, version-bridge, service-coordinator
-
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "NAME", help = crate::catalogue::help())]
     pub(crate) names: Vec<String>,
     /// Drain when standard input ends
     #[arg(long, hide = true)]

@@ -35,6 +35,12 @@ pub(crate) fn descriptors() -> Vec<Descriptor> {
     all
 }
 
+/// Which names there are, for the help.
+pub(crate) fn help() -> String {
+    let names: Vec<&str> = descriptors().iter().map(|service| service.name).collect();
+    format!("The services: {}", names.join(", "))
+}
+
 /// In which order all services start, and the backends of `config` before them.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ mod certs;
 mod config;
 mod coordinator;
 mod events;
+mod export;
 mod hook;
 mod host;
 mod input;
@@ -72,6 +73,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
                 Command::Certs(CertsCommand::Issue(args)) => certs::issue(&common, &args),
                 Command::Certs(CertsCommand::Rotate) => certs::rotate(&common),
                 Command::Config(ConfigCommand::Show(args)) => config::show(&common, &args),
+                Command::Export(args) => export::run(&args),
             }
         }
     }

@@ -34,7 +34,7 @@ use crate::{
 pub const HTTP: &str = "http";
 
 /// How much higher a service's admin port is than its own, unless they are set.
-const ADMIN_OFFSET: u16 = 1000;
+pub const ADMIN_OFFSET: u16 = 1000;
 
 /// A service, as the kernel sees it.
 #[async_trait]
