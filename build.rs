@@ -24,6 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     config.enable_type_names().bytes(["."]);
     tonic_prost_build::configure()
         .build_transport(false)
+        // The modules, by package.
+        .include_file("api.rs")
         .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
     Ok(())
 }

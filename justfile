@@ -6,6 +6,7 @@ _default:
 # Format, lints and docs, warnings denied
 check:
     cargo fmt --all --check
+    rustfmt --edition 2024 --check migrations/src/*.rs
     npx --yes @bufbuild/buf@1.75.0 lint
     cargo clippy --workspace --all-targets -- -D warnings
     cargo clippy -p tests --test backends -- -D warnings
@@ -30,8 +31,8 @@ faults:
 # Processes killed at random under load, for MINUTES; `--on real` for the real backends,
 # `--fault broker-away` or `broker-fails` for other faults
 chaos minutes="15" *args:
-    cargo build --profile dist -p tests --bins
-    cargo run --profile dist -p tests --bin chaos -- {{minutes}} {{args}}
+    cargo build --profile dist -p tests --features cli/jemalloc --bins
+    cargo run --profile dist -p tests --features cli/jemalloc --bin chaos -- {{minutes}} {{args}}
 
 # Benchmarks of the hot paths
 bench:

@@ -3,41 +3,9 @@
 
 #![allow(missing_docs, clippy::doc_markdown, clippy::large_futures)]
 
-/// The messages, clients and servers, by package.
-pub mod omnibridge {
-    pub mod audit {
-        pub mod v1 {
-            tonic::include_proto!("omnibridge.audit.v1");
-        }
-    }
-    pub mod common {
-        pub mod v1 {
-            tonic::include_proto!("omnibridge.common.v1");
-        }
-    }
-    pub mod coordinator {
-        pub mod v1 {
-            tonic::include_proto!("omnibridge.coordinator.v1");
-        }
-    }
-    pub mod events {
-        pub mod v1 {
-            tonic::include_proto!("omnibridge.events.v1");
-        }
-    }
-    pub mod hooks {
-        pub mod v1 {
-            tonic::include_proto!("omnibridge.hooks.v1");
-        }
-    }
-    pub mod lifecycle {
-        pub mod v1 {
-            tonic::include_proto!("omnibridge.lifecycle.v1");
-        }
-    }
-}
+include!(concat!(env!("OUT_DIR"), "/api.rs"));
 
-pub use omnibridge::{audit, common, coordinator, events, hooks, lifecycle};
+pub use omnibridge::*;
 
 /// The encoded `google.protobuf.FileDescriptorSet` of all of it, for
 /// reflection and for JSON.

@@ -54,7 +54,7 @@ impl Omni {
             ("database", "sqlite:".to_owned()),
         ];
         let config = Config::from_sources(None, HashMap::new(), &flags)?;
-        let store = Arc::new(Store::open(&config, "bench", migrations::kernel).await?);
+        let store = Arc::new(Store::open(&config, "bench", None).await?);
         let outbox = Outbox::open("bench", store, None, config.outbox.clone()).await?;
         let broker = broker::broker(&config).await?;
         let topic = journey::topic(&*broker).await?;

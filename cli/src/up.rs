@@ -89,9 +89,9 @@ fn children(
         }
     }
     let mut doors = BTreeMap::new();
-    for Descriptor { name, capabilities, .. } in catalogue::descriptors() {
+    for Descriptor { name, capabilities, port, .. } in catalogue::descriptors() {
         if capabilities.contains(&HTTP) {
-            let address = (config.bind, config.port(name));
+            let address = (config.bind, config.port(name).or(port).unwrap_or(0));
             let door = TcpListener::bind(address);
             let door = door.with_context(|| {
                 let setting = format!("services.{name}.port");

@@ -10,8 +10,12 @@ use std::{
 use http::HeaderValue;
 use opentelemetry::trace::SpanContext;
 use tokio::time::Instant;
+use tonic::Status;
 
-use crate::identity::SpiffeId;
+use crate::{
+    identity::SpiffeId,
+    status::{Reason, status},
+};
 
 /// The header in which a proxy names the caller it forwards, and after it, each behind a
 /// comma, the proxies that forwarded the call before.
@@ -52,12 +56,21 @@ impl Call {
     }
 
     /// What a proxy says in [`CALLER_HEADER`] of the call that it sends on in place of
-    /// this one; `None` where nobody makes it.
-    pub fn forwarded(&self) -> Option<HeaderValue> {
+    /// this one.
+    ///
+    /// # Errors
+    /// When nobody makes it, or it was forwarded so often that nobody would accept it.
+    pub fn forwarded(&self) -> Result<HeaderValue, Status> {
         let named = self.parties().map(SpiffeId::as_str).collect::<Vec<_>>();
-        let text = named.join(&BETWEEN_PARTIES.to_string());
-        // Ids are ASCII.
-        HeaderValue::try_from(text).ok().filter(|_| !named.is_empty())
+        let denied = |why: &str| status(Reason::Denied, why.to_owned());
+        match named.len() {
+            0 => Err(denied("the connection has no identity")),
+            1..=MAX_FORWARDED => {
+                let text = named.join(&BETWEEN_PARTIES.to_string());
+                HeaderValue::try_from(text).map_err(|_| denied("an id isn't ASCII"))
+            }
+            _ => Err(denied("the call was forwarded too often to be forwarded again")),
+        }
     }
 
     /// The parties that [`CALLER_HEADER`] names, the caller first; one at least.
@@ -69,8 +82,7 @@ impl Call {
         let parties = named.split(BETWEEN_PARTIES).map(|party| party.trim().parse().ok());
         match parties.take(MAX_FORWARDED + 1).collect::<Option<Vec<SpiffeId>>>() {
             Some(parties) if parties.len() <= MAX_FORWARDED => Ok(parties),
-            // As many as MAX_FORWARDED.
-            Some(_) => Err("`omni-caller` names more than 4 parties"),
+            Some(_) => Err("`omni-caller` names too many parties"),
             None => Err("`omni-caller` doesn't name SPIFFE ids"),
         }
     }

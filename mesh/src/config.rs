@@ -85,6 +85,8 @@ pub struct Config {
     #[serde(skip)]
     layers: Vec<Layer>,
     #[serde(skip)]
+    above: Above,
+    #[serde(skip)]
     file: Option<PathBuf>,
 }
 
@@ -194,6 +196,26 @@ pub struct ServiceConfig {
     pub start_timeout: Option<Duration>,
 }
 
+/// The part of the configuration that may change while the process runs.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Live {
+    pub(crate) intentions: Vec<crate::policy::Intention>,
+    pub(crate) routes: crate::policy::Routes,
+    pub(crate) trust: crate::policy::Trust,
+}
+
+/// The sources that count over the file: the environment, and flags over that.
+#[derive(Clone, Default)]
+struct Above(Vec<config::Config>);
+
+impl std::fmt::Debug for Above {
+    /// Without the values: there are secrets among them.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Above").finish_non_exhaustive()
+    }
+}
+
 impl Config {
     /// Loads the configuration of this process: what its services declare, as
     /// [`crate::service::defaults`] says it; `file` if given, else `omni.toml` in the
@@ -258,14 +280,31 @@ impl Config {
         sources.push(("flag".to_owned(), overrides.build()?));
 
         let layers = sources.iter().map(|(name, source)| Layer::flatten(name, source)).collect();
+        let above = sources.iter().rev().take(2).rev().map(|(_, source)| source.clone()).collect();
         let merged = sources
             .into_iter()
             .fold(config::Config::builder(), |all, (_, source)| all.add_source(source))
             .build()?;
         let mut config: Self = merged.try_deserialize()?;
         config.layers = layers;
+        config.above = Above(above);
         config.file = file.map(Path::to_owned);
         config.check()
+    }
+
+    /// What of it may change while the process runs, where the file says `text` now. What
+    /// is given by the environment and by flags still counts over that.
+    ///
+    /// # Errors
+    /// When the text is empty, as one is that isn't written yet, or a value doesn't fit
+    /// its key.
+    pub(crate) fn live(&self, text: &str) -> Result<Live, Error> {
+        if text.trim().is_empty() {
+            return Err(Error::setting("omni.toml", "", "it is empty"));
+        }
+        let file = config::Config::builder().add_source(File::from_str(text, FileFormat::Toml));
+        let all = self.above.0.iter().cloned().fold(file, |all, source| all.add_source(source));
+        Ok(all.build()?.try_deserialize()?)
     }
 
     fn check(self) -> Result<Self, Error> {
@@ -347,9 +386,9 @@ impl Config {
         self.database.expose_secret()
     }
 
-    /// The mesh port that `service` is to bind.
-    pub fn port(&self, service: &str) -> u16 {
-        self.services.get(service).and_then(|s| s.port).unwrap_or(0)
+    /// The mesh port that `service` is to bind, where it is set or declared.
+    pub fn port(&self, service: &str) -> Option<u16> {
+        self.services.get(service).and_then(|s| s.port)
     }
 
     /// The weight of `service`'s instances in this process.
@@ -399,11 +438,12 @@ mod tests {
         let declared = "[services.a]\nport = 7000\nadmin_port = 8000";
         let read = |flags: &[_]| Config::read(declared, None, HashMap::new(), flags).unwrap();
         let config = read(&[]);
-        assert_eq!((config.port("a"), config.admin_port("a"), config.port("b")), (7000, 8000, 0));
+        assert_eq!((config.port("a"), config.admin_port("a")), (Some(7000), 8000));
+        assert_eq!(config.port("b"), None);
         let effective = config.effective();
         let port = effective.iter().find(|setting| setting.key == "services.a.port").unwrap();
         assert_eq!((port.value.as_str(), port.origin.as_str()), ("7000", "default"));
-        assert_eq!(read(&[("services.a.port", "7001".to_owned())]).port("a"), 7001);
+        assert_eq!(read(&[("services.a.port", "7001".to_owned())]).port("a"), Some(7001));
     }
 
     #[test]
@@ -439,7 +479,7 @@ mod tests {
         let config = load("", &env, &[]).unwrap();
         assert_eq!(config.consul.token.as_ref().unwrap().expose_secret(), "007");
         assert!((config.telemetry.sample - 0.5).abs() < f64::EPSILON);
-        assert_eq!(config.port("gateway"), 8080);
+        assert_eq!(config.port("gateway"), Some(8080));
     }
 
     #[test]

@@ -2,8 +2,13 @@
 
 use sea_orm_migration::{prelude::*, schema::*};
 
+/// All there are, in their order.
+pub fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+    vec![Box::new(CreateEntries)]
+}
+
 /// Creates `entries`.
-pub(crate) struct CreateEntries;
+struct CreateEntries;
 
 impl MigrationName for CreateEntries {
     fn name(&self) -> &'static str {

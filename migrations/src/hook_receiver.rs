@@ -1,9 +1,15 @@
 //! What hook-receiver owns: hooks and their sessions.
 
+use mesh::store::by_key;
 use sea_orm_migration::{prelude::*, schema::*};
 
+/// All there are, in their order.
+pub fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+    vec![Box::new(CreateHooks)]
+}
+
 /// Creates `hooks` and `sessions`.
-pub(crate) struct CreateHooks;
+struct CreateHooks;
 
 impl MigrationName for CreateHooks {
     fn name(&self) -> &'static str {
@@ -59,7 +65,7 @@ impl MigrationTrait for CreateHooks {
             .col(timestamp_with_time_zone("last_hook_at"))
             .col(big_integer("hook_count"))
             .to_owned();
-        manager.create_table(crate::by_key(manager, sessions)).await?;
+        manager.create_table(by_key(manager, sessions)).await?;
         manager
             .create_index(
                 Index::create()

@@ -48,6 +48,8 @@ pub const SLOW: &str = "slow";
 pub const ECHO: &str = "x-echo";
 /// The header of an answer that says who calls.
 pub const CALLER: &str = "x-caller";
+/// Who may call it, beside operators.
+pub const CALLER_OF_SHOPS: &str = "front-door";
 /// What it prints when a caller gives up waiting.
 pub const GIVEN_UP: &str = "given up";
 
@@ -291,7 +293,7 @@ impl Service for Version {
                 false => &[v2::shop_server::SERVICE_NAME],
             },
             capabilities: &[],
-            migrations: Some(migrations::kernel),
+            migrations: None,
             bodies: None,
         }
     }
@@ -333,7 +335,7 @@ impl Service for Ledger {
             optional: &[],
             grpc_services: &[],
             capabilities: &[],
-            migrations: Some(migrations::kernel),
+            migrations: None,
             bodies: None,
         }
     }
@@ -378,8 +380,9 @@ pub async fn serve(which: &'static str) -> Result<(), Error> {
     let config = Config::load("", None, &[])?;
     let telemetry = Telemetry::start(&config)?.into();
     let mut term = signal(SignalKind::terminate()).expect("signals can be listened to");
-    let process =
-        Arc::new(Process::start(Arc::new(config), telemetry, &Declared::default(), 0).await?);
+    let calls = vec![(CALLER_OF_SHOPS.to_owned(), "shop".to_owned())];
+    let declared = Declared { calls, ..Declared::default() };
+    let process = Arc::new(Process::start(Arc::new(config), telemetry, &declared, 0).await?);
     let stop = CancellationToken::new();
     let stopped = stop.clone();
     tokio::spawn(async move {

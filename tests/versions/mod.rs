@@ -68,8 +68,8 @@ macro_rules! on {
 }
 pub(crate) use on;
 
-/// Who may forward calls to the shop, where this is set; it may call the shop itself, too.
-const PROXY: &str = "operator-ann";
+/// Who may forward calls to the shop, and call it itself.
+const PROXY: &str = shop::CALLER_OF_SHOPS;
 
 /// Shops in some versions, and a bridge between them.
 struct Market {

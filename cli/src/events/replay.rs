@@ -34,14 +34,14 @@ pub(crate) async fn run(common: &Common, args: &EventsReplay) -> anyhow::Result<
 async fn inbox(config: &Config, args: &EventsReplay) -> anyhow::Result<Inbox> {
     let EventsReplay { group, topic, again, .. } = args;
     let (service, pattern) = group.split_once('.').unwrap_or((group, ""));
-    let descriptors = catalogue::descriptors().into_iter();
-    let migrations = descriptors.filter(|of| of.name == service).find_map(|of| of.migrations);
-    let migrations = migrations
+    let mut descriptors = catalogue::descriptors().into_iter();
+    let descriptor = descriptors
+        .find(|of| of.name == service && of.has_database())
         .with_context(|| format!("there is no group `{group}`: see `omni events groups`"))?;
     let reads =
         topic.strip_prefix(pattern).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
     ensure!(reads, "the group `{group}` doesn't read `{topic}`: see `omni events groups`");
-    let inbox = Inbox::open(config, service, migrations, group).await?;
+    let inbox = Inbox::open(config, service, descriptor.migrations, group).await?;
     ensure!(
         *again || inbox.knows_any().await?,
         "`{group}` has handled nothing, as far as this database tells; if it is {service}'s, and \

@@ -293,7 +293,7 @@ impl Service for FakeService {
             optional: &[],
             grpc_services: &[SERVICE_NAME],
             capabilities: &[],
-            migrations: Some(migrations::kernel),
+            migrations: None,
             bodies: None,
         }
     }

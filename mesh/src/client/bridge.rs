@@ -1,5 +1,5 @@
-//! The way to who converts, for calls that only another version of a service could
-//! answer.
+//! The way to services that convert, for calls that only another version of a service
+//! could answer.
 
 use std::{
     collections::HashMap,
@@ -26,14 +26,18 @@ use crate::{policy::Policy, registry::Registry};
 /// What stands between two ranges in [`ORDER_HEADER`].
 pub const BETWEEN_RANGES: char = ';';
 
-/// All that are trusted to convert, each watched from the first call on that needs one.
+/// All services that are trusted to convert, each watched from the first call on that
+/// needs one.
 pub(super) struct Bridge {
     registry: Arc<dyn Registry>,
     caller: Caller,
     metrics: Arc<Metrics>,
     policy: watch::Receiver<Arc<Policy>>,
-    converters: Mutex<HashMap<String, Arc<Converter>>>,
+    converters: Converters,
 }
+
+/// Those that are watched, by name.
+type Converters = Arc<Mutex<HashMap<String, Arc<Converter>>>>;
 
 /// The instances of one service that converts.
 #[derive(Default)]
@@ -50,7 +54,7 @@ impl Bridge {
         metrics: Arc<Metrics>,
         policy: watch::Receiver<Arc<Policy>>,
     ) -> Self {
-        Self { registry, caller, metrics, policy, converters: Mutex::default() }
+        Self { registry, caller, metrics, policy, converters: Converters::default() }
     }
 
     /// An instance of one that converts, without waiting for one that doesn't answer;
@@ -86,14 +90,17 @@ impl Bridge {
         answer
     }
 
-    /// Those who are trusted at the moment, by name.
+    /// Those that are trusted at the moment, by name.
     fn converters(&self) -> Vec<Arc<Converter>> {
         let policy = self.policy.borrow().clone();
-        let mut known = self.converters.lock().unwrap_or_else(PoisonError::into_inner);
-        let names = policy.trust.converters.iter();
-        names
-            .map(|name| known.entry(name.clone()).or_insert_with(|| self.follow(name)).clone())
-            .collect()
+        let trusted = &policy.trust.converters;
+        let mut watched = self.converters.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.retain(|name, _| trusted.contains(name));
+        let converters = trusted.iter().map(|name| match watched.get(name) {
+            Some(converter) => converter.clone(),
+            None => watched.entry(name.clone()).or_insert_with(|| self.follow(name)).clone(),
+        });
+        converters.collect()
     }
 
     /// Begins to watch `name`. That isn't begun anew where the call that needed it is
@@ -103,10 +110,11 @@ impl Bridge {
         let (registry, caller, metrics) =
             (self.registry.clone(), self.caller.clone(), self.metrics.clone());
         let (following, name) = (converter.clone(), name.to_owned());
+        let watched = self.converters.clone();
         tokio::spawn(async move {
             match registry.watch(&name).await {
                 Ok(snapshots) => {
-                    let balance = Balance::follow(name.into(), caller, snapshots, metrics);
+                    let balance = Balance::follow(name.as_str().into(), caller, snapshots, metrics);
                     // The first call waits until they are connected; else it would
                     // go where the rules like it less.
                     if !balance.endpoints().all.is_empty() {
@@ -115,7 +123,11 @@ impl Bridge {
                     // Nobody else sets it.
                     let _ = following.balance.set(balance);
                 }
-                Err(why) => tracing::error!(%why, "{name} can't be found"),
+                Err(why) => {
+                    tracing::error!(%why, "{name} can't be found");
+                    // The next call begins anew.
+                    watched.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+                }
             }
         });
         converter

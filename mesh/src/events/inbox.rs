@@ -63,7 +63,7 @@ impl Inbox {
     pub async fn open(
         config: &Config,
         service: &str,
-        migrations: Migrations,
+        migrations: Option<Migrations>,
         group: &str,
     ) -> Result<Self, Error> {
         let store = Store::open(config, service, migrations).await?;

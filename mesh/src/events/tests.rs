@@ -52,7 +52,7 @@ impl Bench {
         let data = tempfile::tempdir().unwrap();
         let flags = [("data", data.path().display().to_string())];
         let config = Config::from_sources(None, HashMap::new(), &flags).unwrap();
-        let store = Store::open(&config, "test", migrations::kernel).await.unwrap();
+        let store = Store::open(&config, "test", None).await.unwrap();
         let outbox = Outbox::open("test", Arc::new(store), None, limits).await.unwrap();
         let broker = broker::broker(&config).await.unwrap();
         broker.ensure(&[TOPIC.to_owned(), LETTERS.to_owned()]).await.unwrap();

@@ -61,7 +61,7 @@ pub async fn watch_consul(
     let mut layered = Layered {
         file: (config.intentions.clone(), config.routes.clone()),
         declared: Declared {
-            trust: declared.trust.and(&config.trust),
+            trust: declared.trust.union(&config.trust),
             calls: declared.calls.clone(),
         },
         intentions: None,
@@ -84,8 +84,12 @@ pub async fn watch_consul(
     if let Ok(text) = routes_text {
         layered.take_routes(text);
     }
-    if let Ok(text) = trust_text {
-        layered.take_trust(text);
+    match trust_text {
+        Ok(text) => layered.take_trust(text),
+        Err(_) => tracing::warn!(
+            key = TRUST,
+            "consul didn't tell whom to trust; until it does, nobody else is trusted"
+        ),
     }
     let (policy, watched) = watch::channel(Arc::new(layered.compile()));
     tokio::spawn(async move {
@@ -107,7 +111,7 @@ pub async fn watch_consul(
 
 /// What counts, from the lowest to the highest.
 struct Layered {
-    /// With whom the file trusts.
+    /// What services declare, with whom the file trusted at the start.
     declared: Declared,
     file: (Vec<Intention>, Routes),
     /// `None` until Consul has told them.
@@ -128,7 +132,7 @@ impl Layered {
             }
             None => Intentions::compile([deny_all()], &[]),
         };
-        let trust = self.declared.trust.and(&self.trust);
+        let trust = self.declared.trust.union(&self.trust);
         Policy { intentions, routes, versions: self.versions.clone(), trust }
     }
 
@@ -165,8 +169,14 @@ struct TrustDocument {
 
 /// What `text` under `key` says, nothing where there is none; `None` where it is wrong.
 fn read<T: Default + DeserializeOwned>(key: &str, text: Option<String>) -> Option<T> {
-    match text.as_deref().map(toml::from_str::<T>).transpose() {
-        Ok(document) => Some(document.unwrap_or_default()),
+    let Some(text) = text else { return Some(T::default()) };
+    // Nobody means nothing by an empty text: who does, deletes the key.
+    let document = match text.trim().is_empty() {
+        true => Err("it is empty".to_owned()),
+        false => toml::from_str(&text).map_err(|why| why.to_string()),
+    };
+    match document {
+        Ok(document) => Some(document),
         Err(why) => {
             tracing::warn!(key, %why, "the policy stays as it was");
             None

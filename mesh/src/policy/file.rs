@@ -7,19 +7,12 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Declared, Intention, Intentions, Policy, Routes, Trust, versions};
-use crate::{Error, config::Config, files};
-
-/// The part of `omni.toml` that can change while the process runs.
-#[derive(Default, serde::Deserialize)]
-struct Live {
-    #[serde(default)]
-    intentions: Vec<Intention>,
-    #[serde(default)]
-    routes: Routes,
-    #[serde(default)]
-    trust: Trust,
-}
+use super::{Declared, Intentions, Policy, versions};
+use crate::{
+    Error,
+    config::{Config, Live},
+    files,
+};
 
 /// Watches `[[intentions]]`, `[routes]` and `[trust]` of the file that `config` was
 /// loaded from. A file that can't be read or is wrong changes nothing and is
@@ -35,12 +28,12 @@ pub async fn watch_file(
     let mut now = Policy {
         intentions: Intentions::compile(config.intentions.clone(), &declared.calls),
         routes: config.routes.clone(),
-        trust: declared.trust.and(&config.trust),
+        trust: declared.trust.union(&config.trust),
         versions: versions.borrow_and_update().clone(),
     };
     let (policy, watched) = watch::channel(Arc::new(now.clone()));
     let mut file = match config.file() {
-        Some(file) => Some(Watched::new(file)?),
+        Some(file) => Some(Watched::new(file, config)?),
         None => None,
     };
     let declared = declared.clone();
@@ -50,7 +43,7 @@ pub async fn watch_file(
                 live = next(&mut file) => {
                     now.intentions = Intentions::compile(live.intentions, &declared.calls);
                     now.routes = live.routes;
-                    now.trust = declared.trust.and(&live.trust);
+                    now.trust = declared.trust.union(&live.trust);
                 }
                 Ok(()) = versions.changed() => {
                     now.versions = versions.borrow_and_update().clone();
@@ -66,16 +59,17 @@ pub async fn watch_file(
 /// The file, as it changes.
 struct Watched {
     file: PathBuf,
+    config: Config,
     changes: files::Changes,
     /// Neighbours of the file change more often than it does.
     last: Option<Result<String, String>>,
 }
 
 impl Watched {
-    fn new(file: &Path) -> Result<Self, Error> {
+    fn new(file: &Path, config: &Config) -> Result<Self, Error> {
         let folder = file.parent().filter(|p| !p.as_os_str().is_empty());
         let changes = files::watch(folder.unwrap_or(Path::new(".")))?;
-        Ok(Self { file: file.to_owned(), changes, last: None })
+        Ok(Self { file: file.to_owned(), config: config.clone(), changes, last: None })
     }
 
     /// What the file says next.
@@ -87,7 +81,7 @@ impl Watched {
                 continue;
             }
             self.last = Some(read.clone());
-            match read.and_then(|text| toml::from_str::<Live>(&text).map_err(|e| e.to_string())) {
+            match read.and_then(|text| self.config.live(&text).map_err(|e| e.to_string())) {
                 Ok(live) => return live,
                 Err(why) => {
                     let file = self.file.display();
@@ -110,7 +104,7 @@ async fn next(file: &mut Option<Watched>) -> Live {
 mod tests {
     use std::{collections::HashMap, time::Duration};
 
-    use super::*;
+    use super::{super::Trust, *};
     use crate::identity::SpiffeId;
 
     const DEADLINE: Duration = Duration::from_secs(10);
@@ -145,7 +139,7 @@ mod tests {
             let why = Config::from_sources(Some(&file), HashMap::new(), &[]);
             assert!(why.is_err(), "nothing starts with it either");
             let text = std::fs::read_to_string(&file).unwrap();
-            assert!(toml::from_str::<Live>(&text).is_err(), "nor goes on with it: {wrong}");
+            assert!(config.live(&text).is_err(), "nor goes on with it: {wrong}");
             assert!(allows(&watched.borrow(), "a") && !allows(&watched.borrow(), "c"), "{wrong}");
         }
         allow("d", "permissions = [{ action = 'allow', path_regex = '/p[.]S/.' }]");
@@ -154,5 +148,29 @@ mod tests {
             .expect("the change is seen")
             .unwrap();
         assert!(!allows(&watched.borrow(), "a"));
+    }
+
+    #[tokio::test]
+    async fn what_the_environment_trusts_counts_over_the_file_whatever_changes_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("omni.toml");
+        let write = |text: &str| files::replace(&file, text.as_bytes()).unwrap();
+        write("trust = { proxies = ['x'], converters = ['v'] }");
+        let env = [("OMNI_TRUST__PROXIES".to_owned(), "y,z".to_owned())].into();
+        let config = Config::from_sources(Some(&file), env, &[]).unwrap();
+        let ours = Declared {
+            trust: Trust { proxies: ["ours".into()].into(), ..Trust::default() },
+            ..Declared::default()
+        };
+        let mut watched = watch_file(&config, &ours).await.unwrap();
+        let forward =
+            |policy: &Policy| ["ours", "x", "y", "v", "w"].map(|name| policy.trust.forwards(name));
+        assert_eq!(forward(&watched.borrow()), [true, false, true, true, false]);
+        // An empty file is one that isn't written yet: it changes nothing.
+        write("");
+        write("trust = { proxies = ['x'], converters = ['w'] }");
+        let changed = watched.wait_for(|policy| policy.trust.forwards("w"));
+        tokio::time::timeout(DEADLINE, changed).await.expect("the change is seen").unwrap();
+        assert_eq!(forward(&watched.borrow()), [true, false, true, false, true]);
     }
 }

@@ -3,8 +3,8 @@
 //!
 //! A request is allowed or denied by the most exact intention that matches it;
 //! where none does, by what services declare as their dependencies and by the
-//! operators' right to call everything; else it is denied, but for the calls of those
-//! that are trusted to convert.
+//! operators' right to call everything; else it is denied, but for calls of those that
+//! are trusted to convert, and to them.
 
 mod consul;
 mod file;

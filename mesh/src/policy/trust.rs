@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use crate::identity::is_name;
+use crate::identity::{is_name, is_operator_name};
+
+/// How many names a list may have.
+const MAX_NAMES: usize = 64;
 
 /// The services that may speak for others, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -33,7 +36,7 @@ impl Trust {
 
     /// All that are trusted by one or the other.
     #[must_use]
-    pub fn and(&self, other: &Self) -> Self {
+    pub fn union(&self, other: &Self) -> Self {
         Self {
             proxies: &self.proxies | &other.proxies,
             converters: &self.converters | &other.converters,
@@ -53,7 +56,10 @@ fn names<'de, D: Deserializer<'de>>(source: D) -> Result<BTreeSet<String>, D::Er
         Names::List(names) => names,
         Names::Text(text) => text.split(',').map(|name| name.trim().to_owned()).collect(),
     };
-    match names.iter().find(|name| !is_name(name)) {
+    if names.len() > MAX_NAMES {
+        return Err(D::Error::custom(format!("more than {MAX_NAMES} names")));
+    }
+    match names.iter().find(|name| !is_name(name) || is_operator_name(name)) {
         Some(name) => Err(D::Error::custom(format!("`{name:.64}` can't name a service"))),
         None => Ok(names),
     }
@@ -70,7 +76,13 @@ mod tests {
         assert_eq!(trust("proxies = ['a', 'b-c']").unwrap(), expected);
         assert_eq!(trust("proxies = 'b-c, a'").unwrap(), expected);
         assert_eq!(trust("").unwrap(), Trust::default());
-        for wrong in ["proxies = 'a,'", "proxies = ['*']", "proxy = ['a']", "converters = 1"] {
+        for wrong in [
+            "proxies = 'a,'",
+            "proxies = ['*']",
+            "proxies = ['operator-ann']",
+            "proxy = ['a']",
+            "converters = 1",
+        ] {
             assert!(trust(wrong).is_err(), "{wrong}");
         }
         assert!(expected.forwards("a") && !expected.converts("a") && !expected.forwards("c"));

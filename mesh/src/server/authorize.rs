@@ -53,8 +53,9 @@ impl<S> Authorize<S> {
         let Some(peer) = peer.map(|peer| &peer.id) else {
             return Err(status(Reason::Denied, "the connection has no identity"));
         };
-        if let Some(Refused(reason)) = request.extensions().get() {
-            return Err(self.deny(peer, None, peer, request.uri().path(), reason));
+        if let Some(Refused { party, why }) = request.extensions().get() {
+            let party = party.as_ref().unwrap_or(peer);
+            return Err(self.deny(peer, None, party, request.uri().path(), why));
         }
         let call = Call::current();
         let policy = self.policy.borrow();
@@ -87,7 +88,7 @@ impl<S> Authorize<S> {
         if self.denials.count(&self.me, denial) {
             let caller = caller.map_or("", SpiffeId::as_str);
             let path: String = path.chars().take(LOGGED_PATH).collect();
-            tracing::warn!(me = %self.me, %peer, caller, path, reason, "call denied");
+            tracing::warn!(me = %self.me, %peer, caller, denied = %party, path, reason, "call denied");
         }
         status(Reason::Denied, format!("{party} may not call {path} of {}: {reason}", self.me))
     }

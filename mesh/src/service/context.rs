@@ -76,11 +76,14 @@ impl Context {
     /// The service's outbox.
     ///
     /// # Errors
-    /// When the service's descriptor has no migrations: it owns no data.
+    /// When the service has no database; see [`super::Descriptor::has_database`].
     pub fn outbox(&self) -> Result<&Outbox, Error> {
-        self.outbox
-            .as_ref()
-            .ok_or_else(|| Error::Store(format!("{} declares no migrations", self.name)))
+        self.outbox.as_ref().ok_or_else(|| {
+            Error::Store(format!(
+                "{} has no database: it serves HTTP, and declares no migrations",
+                self.name
+            ))
+        })
     }
 
     /// The service's database.

@@ -142,7 +142,8 @@ mod tests {
     async fn a_flood_is_few_events_that_tell_of_every_call_also_after_an_outage() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("b.db");
-        let store = Arc::new(Store::open_file(file, migrations::kernel).await.unwrap());
+        let store =
+            Arc::new(Store::open_file(file, &[crate::store::tables::migrations]).await.unwrap());
         let outbox = {
             let limits = Config::from_sources(None, HashMap::new(), &[]).unwrap().outbox;
             Outbox::open("test", store.clone(), None, limits).await.unwrap()

@@ -78,7 +78,7 @@ pub struct Descriptor {
     pub grpc_services: &'static [&'static str],
     /// What else it can do, such as `http`.
     pub capabilities: &'static [&'static str],
-    /// Its schema; `None` where it owns no data.
+    /// What makes the tables of its own, beside outbox and inbox.
     pub migrations: Option<Migrations>,
     /// Where it stores the bodies of its events itself.
     pub bodies: Option<Bodies>,
@@ -159,6 +159,12 @@ pub fn declared(list: &[Descriptor]) -> Declared {
 }
 
 impl Descriptor {
+    /// Whether it has a database: outbox, inbox and its own tables. All but those have
+    /// one that serve HTTP and have no tables of their own.
+    pub fn has_database(&self) -> bool {
+        self.migrations.is_some() || !self.capabilities.contains(&HTTP)
+    }
+
     /// The services it calls: those it can't work without, and the others.
     pub fn called(&self) -> impl Iterator<Item = &'static str> + use<> {
         self.dependencies.iter().chain(self.optional).copied()

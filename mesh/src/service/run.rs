@@ -80,12 +80,11 @@ impl Running {
         let name = descriptor.name;
         let identity = process.authority.identity(name).await?;
         let reported = identity.report(name);
-        let outbox = match descriptor.migrations {
-            Some(migrations) => {
-                let store = Arc::new(Store::open(config, name, migrations).await?);
-                Some(Outbox::open(name, store, descriptor.bodies, config.outbox.clone()).await?)
-            }
-            None => None,
+        let outbox = if descriptor.has_database() {
+            let store = Arc::new(Store::open(config, name, descriptor.migrations).await?);
+            Some(Outbox::open(name, store, descriptor.bodies, config.outbox.clone()).await?)
+        } else {
+            None
         };
         let (stop_relay, relay) = (CancellationToken::new(), TaskTracker::new());
         let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
@@ -140,7 +139,10 @@ impl Running {
         let setting = format!("services.{name}.port");
         let listener = match (&surface, &process.door) {
             (Surface::Http(_), Some(door)) => handed_on(door).map_err(Error::file("the port"))?,
-            _ => bind(name, (config.bind, config.port(name)).into(), &setting).await?,
+            _ => {
+                let port = config.port(name).or(descriptor.port).unwrap_or(0);
+                bind(name, (config.bind, port).into(), &setting).await?
+            }
         };
         let bound = listener.local_addr().map_err(Error::file("the mesh port"))?;
         let address = (advertised(config)?, bound.port()).into();

@@ -5,6 +5,7 @@ mod batch;
 mod checkpoint;
 mod open;
 mod passing;
+pub(crate) mod tables;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -20,7 +21,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::{
     batch::{Batch, Batcher},
-    open::Migrations,
+    open::{Migrations, by_key},
 };
 use self::{open::Sqlite, writer::Writer};
 pub(crate) use self::{passing::is_passing, writer::end_savepoint};
@@ -56,17 +57,20 @@ pub(crate) enum Leadership {
 
 impl Store {
     /// Opens the database of `service`, makes it where there is none, and
-    /// brings it up to date, under a lock: several processes may start at once.
+    /// brings it up to date, under a lock: several processes may start at once. It has
+    /// an outbox and an inbox, and what the service's own migrations make.
     ///
     /// # Errors
     /// When the database can't be reached, opened or migrated.
     pub fn open<'a>(
         config: &'a Config,
         service: &'a str,
-        migrations: Migrations,
+        own: Option<Migrations>,
     ) -> BoxFuture<'a, Result<Self, Error>> {
         Box::pin(async move {
             let url = config.database_url();
+            let all: Vec<Migrations> =
+                [Some(tables::migrations as Migrations), own].into_iter().flatten().collect();
             let (read, write, options, lead) = match url.split_once(':') {
                 Some(("sqlite", folder)) => {
                     let folder = match folder {
@@ -74,11 +78,11 @@ impl Store {
                         folder => PathBuf::from(folder),
                     };
                     files::make_folder(&folder)?;
-                    return Self::open_file(folder.join(format!("{service}.db")), migrations).await;
+                    return Self::open_file(folder.join(format!("{service}.db")), &all).await;
                 }
                 Some(("postgres" | "postgresql", _)) => {
                     let schema = service.replace('-', "_");
-                    let (read, write, options) = open::postgres(url, &schema, migrations).await?;
+                    let (read, write, options) = open::postgres(url, &schema, &all).await?;
                     (read, write, options, Lead::Postgres { url: url.to_owned(), schema })
                 }
                 _ => {
@@ -98,7 +102,7 @@ impl Store {
     ///
     /// # Errors
     /// When it can't be opened or migrated.
-    pub(crate) async fn open_file(file: PathBuf, migrations: Migrations) -> Result<Self, Error> {
+    pub(crate) async fn open_file(file: PathBuf, migrations: &[Migrations]) -> Result<Self, Error> {
         let Sqlite { read, write, options, checkpoint } = open::sqlite(&file, migrations).await?;
         let lead = Lead::File(file.with_extension("relay.lock"));
         let (writer, checkpoints) = (Writer::start(write, options), TaskTracker::new());

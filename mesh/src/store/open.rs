@@ -6,11 +6,13 @@ use sea_orm::{
     ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection, DbBackend, Statement,
     sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous},
 };
-use sea_orm_migration::{MigrationTrait, MigratorTraitSelf};
+use sea_orm_migration::{
+    MigrationTrait, MigratorTraitSelf, SchemaManager, sea_query::TableCreateStatement,
+};
 
 use crate::{Error, files};
 
-/// The migrations of a service, the kernel's first.
+/// The migrations of a schema, in their order.
 pub type Migrations = fn() -> Vec<Box<dyn MigrationTrait>>;
 
 /// How long a statement waits for another process' write on SQLite.
@@ -28,12 +30,24 @@ const READERS_CACHE: &str = "-2048";
 /// the database, where [`checkpoint`](super::checkpoint) couldn't.
 const CHECKPOINT: &str = "65536";
 
-struct Migrator(Migrations);
+struct Migrator<'m>(&'m [Migrations]);
 
-impl MigratorTraitSelf for Migrator {
+impl MigratorTraitSelf for Migrator<'_> {
     fn migrations(&self) -> Vec<Box<dyn MigrationTrait>> {
-        (self.0)()
+        self.0.iter().flat_map(|migrations| migrations()).collect()
     }
+}
+
+/// Has SQLite keep `table` as one tree, by its key. Else it keeps one by a number of
+/// its own, and each insertion goes into both.
+pub fn by_key(
+    manager: &SchemaManager<'_>,
+    mut table: TableCreateStatement,
+) -> TableCreateStatement {
+    if manager.get_database_backend() == DbBackend::Sqlite {
+        table.extra("WITHOUT ROWID");
+    }
+    table
 }
 
 /// The connections to a SQLite database.
@@ -49,7 +63,7 @@ pub(crate) struct Sqlite {
 ///
 /// WAL lets reads go on beside the one writer; `synchronous = FULL` makes each
 /// commit durable before it is answered.
-pub(crate) async fn sqlite(file: &Path, migrations: Migrations) -> Result<Sqlite, Error> {
+pub(crate) async fn sqlite(file: &Path, migrations: &[Migrations]) -> Result<Sqlite, Error> {
     let lock = file.with_extension("migrate.lock");
     let _lock = tokio::task::spawn_blocking(move || files::lock(&lock))
         .await
@@ -82,7 +96,7 @@ pub(crate) async fn sqlite(file: &Path, migrations: Migrations) -> Result<Sqlite
 pub(super) async fn postgres(
     url: &str,
     schema: &str,
-    migrations: Migrations,
+    migrations: &[Migrations],
 ) -> Result<(DatabaseConnection, DatabaseConnection, ConnectOptions), Error> {
     let migrate = postgres_single(url, schema).await?;
     let statement =

@@ -32,7 +32,7 @@ async fn note(tx: &DatabaseTransaction, number: i64) -> Result<(), Error> {
 }
 
 async fn open(folder: &tempfile::TempDir) -> Store {
-    Store::open_file(folder.path().join("t.db"), migrations::kernel).await.unwrap()
+    Store::open_file(folder.path().join("t.db"), &[tables::migrations]).await.unwrap()
 }
 
 async fn count(store: &Store) -> i64 {

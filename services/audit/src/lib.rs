@@ -42,7 +42,7 @@ impl Service for Audit {
             optional: &[],
             grpc_services: &[SERVICE_NAME],
             capabilities: &[],
-            migrations: Some(migrations::audit),
+            migrations: Some(migrations::audit::migrations),
             bodies: None,
         }
     }

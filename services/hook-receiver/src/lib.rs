@@ -42,7 +42,7 @@ impl Service for HookReceiver {
             optional: &[],
             grpc_services: &[SERVICE_NAME],
             capabilities: &[],
-            migrations: Some(migrations::hook_receiver),
+            migrations: Some(migrations::hook_receiver::migrations),
             bodies: Some(Bodies { table: "hooks", id: "id", body: "body" }),
         }
     }

@@ -74,7 +74,7 @@ impl ServiceCoordinator {
             optional: &[],
             grpc_services: &[SERVICE_NAME],
             capabilities: &[],
-            migrations: Some(migrations::kernel),
+            migrations: None,
             bodies: None,
         }
     }

@@ -20,6 +20,9 @@ use tonic::service::Routes;
 
 use self::{directory::Directory, proxy::Proxy};
 
+/// Its name.
+const NAME: &str = "version-bridge";
+
 /// The service `version-bridge`.
 pub struct VersionBridge;
 
@@ -27,7 +30,7 @@ pub struct VersionBridge;
 impl Service for VersionBridge {
     fn descriptor(&self) -> Descriptor {
         Descriptor {
-            name: "version-bridge",
+            name: NAME,
             version: env!("CARGO_PKG_VERSION"),
             port: Some(8005),
             section: None,
@@ -37,7 +40,7 @@ impl Service for VersionBridge {
             optional: &[],
             grpc_services: &[],
             capabilities: &["convert"],
-            migrations: Some(migrations::kernel),
+            migrations: None,
             bodies: None,
         }
     }

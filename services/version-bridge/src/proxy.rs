@@ -20,6 +20,7 @@ use tonic::{Status, body::Body};
 use tower::Service;
 
 use crate::{
+    NAME,
     directory::Directory,
     ends::Ends,
     frames::{Converted, Part},
@@ -72,9 +73,7 @@ impl Shared {
     async fn answer(&self, request: Request<Body>) -> Result<Response<Body>, Status> {
         let (head, body) = request.into_parts();
         let path = head.uri.path();
-        let caller = Call::current()
-            .forwarded()
-            .ok_or_else(|| status(Reason::Denied, "the connection has no identity"))?;
+        let caller = Call::current().forwarded()?;
         let service = self.service(&head.headers, path).await?;
         let mut channel = self.directory.channel(&service).await?;
         let (counterpart, range) = self.choose(&channel, path, &head.headers)?;
@@ -160,8 +159,12 @@ impl Shared {
     /// The service that a call is for: the one it names, or one that speaks its
     /// package, or another version of it.
     async fn service(&self, headers: &HeaderMap, path: &str) -> Result<String, Status> {
-        if let Some(service) = text(headers, SERVICE_HEADER) {
-            return Ok(service.to_owned());
+        match text(headers, SERVICE_HEADER) {
+            Some(NAME) => {
+                return Err(status(Reason::InvalidRequest, format!("{NAME} converts for others")));
+            }
+            Some(service) => return Ok(service.to_owned()),
+            None => {}
         }
         let package = package(path)
             .ok_or_else(|| status(Reason::NotFound, format!("{path} is no method of a package")))?;

@@ -6,6 +6,7 @@
 //! process; the others wait to take over.
 
 mod consumer;
+mod tables;
 #[cfg(test)]
 mod tests;
 
@@ -108,7 +109,7 @@ impl EmbeddedBroker {
         let folder = config.data.join("events");
         files::make_folder(&folder.join("groups"))?;
         files::make_folder(&folder.join(CHANGES))?;
-        let store = Store::open_file(folder.join("broker.db"), migrations::broker).await?;
+        let store = Store::open_file(folder.join("broker.db"), &[tables::migrations]).await?;
         let published = folder.join(CHANGES).join("published");
         let open = File::options().create(true).truncate(false).write(true).open(&published);
         let published = open.map_err(Error::file(&published))?;

@@ -1,10 +1,17 @@
-//! The tables that every schema gets: events on their way out, and marks of
+//! The tables that every service's schema gets: events on their way out, and marks of
 //! those that came in.
 
 use sea_orm_migration::{prelude::*, schema::*};
 
+use super::by_key;
+
+/// Their migrations, which come before the service's own.
+pub(crate) fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+    vec![Box::new(CreateOutboxAndInbox)]
+}
+
 /// Creates `outbox` and `inbox`.
-pub(crate) struct CreateOutboxAndInbox;
+struct CreateOutboxAndInbox;
 
 impl MigrationName for CreateOutboxAndInbox {
     fn name(&self) -> &'static str {
@@ -49,7 +56,7 @@ impl MigrationTrait for CreateOutboxAndInbox {
             .col(text_null("buried_at"))
             .primary_key(Index::create().col("consumer").col("source").col("event_id"))
             .to_owned();
-        manager.create_table(crate::by_key(manager, inbox)).await?;
+        manager.create_table(by_key(manager, inbox)).await?;
         manager
             .create_index(
                 Index::create()

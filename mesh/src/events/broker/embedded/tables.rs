@@ -3,8 +3,13 @@
 
 use sea_orm_migration::{prelude::*, schema::*};
 
+/// The log's migrations.
+pub(super) fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+    vec![Box::new(CreateLog)]
+}
+
 /// Creates `topics`, `log` and `offsets`.
-pub(crate) struct CreateLog;
+struct CreateLog;
 
 impl MigrationName for CreateLog {
     fn name(&self) -> &'static str {
