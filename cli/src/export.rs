@@ -5,7 +5,6 @@ mod consul;
 mod docs;
 
 use std::{
-    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -29,15 +28,12 @@ enum Wanted {
     Whole(PathBuf, String),
     /// What is between the lines with [`BEGIN`] and [`END`].
     Part(PathBuf, String),
-    /// No other JSON in this folder than these.
-    Only(PathBuf, BTreeSet<PathBuf>),
 }
 
-/// What a file in the folder lacks to be as it should be.
+/// A file that isn't as it should be, and what is to be in it.
 struct Difference {
     path: PathBuf,
-    /// What is to be in it; `None` where it isn't to be there.
-    text: Option<String>,
+    text: String,
 }
 
 /// Writes the files, or says which of them differ.
@@ -45,16 +41,11 @@ pub(crate) fn run(args: &Export) -> anyhow::Result<()> {
     let differences = differences(&args.dir, &args.what)?;
     for Difference { path, text } in &differences {
         let shown = path.strip_prefix(&args.dir).unwrap_or(path).display();
-        match text {
-            _ if args.check => line(&format!("{shown} differs"))?,
-            None => {
-                fs::remove_file(path).with_context(|| format!("{} stays", path.display()))?;
-                line(&format!("removed {shown}"))?;
-            }
-            Some(text) => {
-                write(path, text).with_context(|| format!("{} isn't written", path.display()))?;
-                line(&format!("wrote {shown}"))?;
-            }
+        if args.check {
+            line(&format!("{shown} differs"))?;
+        } else {
+            write(path, text).with_context(|| format!("{} isn't written", path.display()))?;
+            line(&format!("wrote {shown}"))?;
         }
     }
     if args.check && !differences.is_empty() {
@@ -86,7 +77,7 @@ fn differences(folder: &Path, what: &[Exported]) -> anyhow::Result<Vec<Differenc
             Wanted::Whole(path, text) => {
                 let path = folder.join(path);
                 if fs::read_to_string(&path).ok().as_ref() != Some(&text) {
-                    differences.push(Difference { path, text: Some(text) });
+                    differences.push(Difference { path, text });
                 }
             }
             Wanted::Part(path, part) => {
@@ -98,17 +89,8 @@ fn differences(folder: &Path, what: &[Exported]) -> anyhow::Result<Vec<Differenc
                     format!("{} has no lines `{BEGIN}` and `{END}`", path.display())
                 })?;
                 if text != now {
-                    differences.push(Difference { path, text: Some(text) });
+                    differences.push(Difference { path, text });
                 }
-            }
-            Wanted::Only(inside, files) => {
-                let Ok(entries) = fs::read_dir(folder.join(inside)) else { continue };
-                let files: BTreeSet<PathBuf> = files.iter().map(|file| folder.join(file)).collect();
-                let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-                let others = paths.filter(|path| {
-                    path.extension().is_some_and(|e| e == "json") && !files.contains(path)
-                });
-                differences.extend(others.map(|path| Difference { path, text: None }));
             }
         }
     }
@@ -153,19 +135,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_differs_or_is_too_much_is_told_and_mended() {
+    fn what_is_missing_or_differs_is_told_and_mended() {
         let folder = tempfile::tempdir().unwrap();
         let args =
             |check| Export { what: vec![Exported::Consul], dir: folder.path().into(), check };
         run(&args(true)).unwrap_err();
         run(&args(false)).unwrap();
         run(&args(true)).unwrap();
-        let (theirs, ours) = ("consul/intentions/gone.json", "consul/intentions/audit.json");
-        fs::write(folder.path().join(theirs), "{}").unwrap();
-        fs::write(folder.path().join(ours), "{}").unwrap();
-        assert_eq!(differences(folder.path(), &[Exported::Consul]).unwrap().len(), 2);
+        let (theirs, ours) = ("consul/intentions/theirs.json", "consul/intentions/audit.json");
+        for file in [theirs, ours] {
+            fs::write(folder.path().join(file), "{}").unwrap();
+        }
+        assert_eq!(differences(folder.path(), &[Exported::Consul]).unwrap().len(), 1);
         run(&args(false)).unwrap();
         run(&args(true)).unwrap();
+        assert!(folder.path().join(theirs).exists(), "what isn't ours stays");
         let why = differences(folder.path(), &[Exported::Compose]).err().unwrap().to_string();
         assert!(why.contains("compose.yaml"), "{why}");
     }

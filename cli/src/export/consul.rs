@@ -1,6 +1,6 @@
 //! Config entries of Consul: which protocol a service speaks, and who may call it.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::path::PathBuf;
 
 use mesh::service::{self, Descriptor, Role};
 use serde::Serialize;
@@ -31,16 +31,16 @@ struct Defaults<'a> {
     protocol: &'a str,
 }
 
-/// The entries of all services, a file each; gateway has nobody in the mesh who calls it.
+/// The entries of all services, a file each. Nobody in the mesh calls one that serves HTTP.
 pub(super) fn entries(services: &[Descriptor]) -> anyhow::Result<Vec<Wanted>> {
     let calls = service::declared(services).calls;
     let converters: Vec<&str> =
         services.iter().filter(|s| s.role == Role::Converter).map(|s| s.name).collect();
-    let mut files = Files::default();
+    let mut files = Vec::new();
     for one in services {
         let protocol = if is_http(one) { "http" } else { "grpc" };
         let defaults = Defaults { kind: "service-defaults", name: one.name, protocol };
-        files.add("consul/service-defaults", one.name, &defaults)?;
+        files.push(file("consul/service-defaults", one.name, &defaults)?);
         if is_http(one) {
             continue;
         }
@@ -66,35 +66,13 @@ pub(super) fn entries(services: &[Descriptor]) -> anyhow::Result<Vec<Wanted>> {
             callers.chain(converters).chain([operator, source("*", "deny", others)]).collect()
         };
         let intentions = Intentions { kind: "service-intentions", name: one.name, sources };
-        files.add("consul/intentions", one.name, &intentions)?;
+        files.push(file("consul/intentions", one.name, &intentions)?);
     }
-    Ok(files.wanted())
+    Ok(files)
 }
 
-/// Files of JSON, and the folders that have no others.
-#[derive(Default)]
-struct Files(Vec<(&'static str, PathBuf, String)>);
-
-impl Files {
-    fn add(
-        &mut self,
-        folder: &'static str,
-        name: &str,
-        value: &impl Serialize,
-    ) -> anyhow::Result<()> {
-        let path = PathBuf::from(folder).join(format!("{name}.json"));
-        self.0.push((folder, path, serde_json::to_string_pretty(value)? + "\n"));
-        Ok(())
-    }
-
-    fn wanted(self) -> Vec<Wanted> {
-        let folders: BTreeSet<&str> = self.0.iter().map(|(folder, ..)| *folder).collect();
-        let only = folders.into_iter().map(|folder| {
-            let inside = self.0.iter().filter(|(of, ..)| *of == folder);
-            Wanted::Only(folder.into(), inside.map(|(_, path, _)| path.clone()).collect())
-        });
-        let only: Vec<_> = only.collect();
-        let whole = self.0.into_iter().map(|(_, path, text)| Wanted::Whole(path, text));
-        whole.chain(only).collect()
-    }
+/// The file `name` in `folder`.
+fn file(folder: &str, name: &str, value: &impl Serialize) -> anyhow::Result<Wanted> {
+    let path = PathBuf::from(folder).join(format!("{name}.json"));
+    Ok(Wanted::Whole(path, serde_json::to_string_pretty(value)? + "\n"))
 }
