@@ -22,6 +22,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Type names put an event's schema into its attributes.
     let mut config = prost_build::Config::new();
     config.enable_type_names().bytes(["."]);
+    // The kernel's own messages are mesh's.
+    for name in
+        ["common.v1", "events.v1", "lifecycle.v1", "audit.v1.AuditEvent", "audit.v1.Outcome"]
+    {
+        let path = name.replace('.', "::");
+        config.extern_path(format!(".omnibridge.{name}"), format!("::mesh::messages::{path}"));
+    }
     tonic_prost_build::configure()
         .build_transport(false)
         // The modules, by package.

@@ -7,10 +7,10 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use api::lifecycle::v1::ServiceChanged;
 use divan::{AllocProfiler, Bencher, black_box};
 use hostile::{Site, site::SERVICE};
 use http::Request;
+use mesh::messages::lifecycle::v1::ServiceChanged;
 use mesh::{
     client::{Client, InstanceState, UpstreamInstance},
     config::Config,
@@ -78,8 +78,10 @@ fn look_up_and_pick(bencher: Bencher<'_, '_>, instances: usize) {
 }
 
 #[divan::bench]
-fn look_up_a_method() -> bool {
-    descriptors::method(black_box(METHOD)).is_some_and(|method| method.idempotent)
+fn look_up_a_method(bencher: Bencher<'_, '_>) {
+    descriptors::add(api::DESCRIPTORS).unwrap();
+    bencher
+        .bench(|| descriptors::method(black_box(METHOD)).is_some_and(|method| method.idempotent));
 }
 
 /// The table of a mesh with so many services, each allowed to call the next.

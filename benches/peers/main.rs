@@ -113,6 +113,7 @@ async fn main() -> ExitCode {
     // Several of the crates used bring a provider; rustls wants one chosen. It
     // fails where one is chosen already, and then there is one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    mesh::descriptors::add(api::DESCRIPTORS).expect("they are ours");
     let Args { role, contest } = Args::parse();
     let ended = match role {
         None => contest::run(contest).await,

@@ -84,7 +84,11 @@ pub(crate) fn config(data: &Path, traces: &str) -> anyhow::Result<Config> {
 pub(crate) fn declared() -> Declared {
     let calls = (0..OTHERS).map(|n| (format!("service-{n}"), format!("service-{}", n + 1)));
     let converters = [VERSION_BRIDGE.to_owned()].into();
-    Declared { calls: calls.collect(), trust: Trust { converters, ..Trust::default() } }
+    Declared {
+        calls: calls.collect(),
+        trust: Trust { converters, ..Trust::default() },
+        descriptors: vec![api::DESCRIPTORS],
+    }
 }
 
 /// What a process of the mesh has, whichever side it is.

@@ -71,9 +71,6 @@ mod tests {
 
     use super::*;
 
-    /// The Protobuf packages that are the kernel's own, which every service stands on.
-    const KERNELS: [&str; 4] = ["common", "events", "lifecycle", "audit"];
-
     #[test]
     fn each_service_has_its_own_name_port_and_section() {
         let all = descriptors();
@@ -93,7 +90,7 @@ mod tests {
         let file = folder.path().join("a.rs");
         for (code, names) in [
             ("// \"audit\"\nlet a = 1;\n#[cfg(test)]\nmod tests {\n\"audit\" }", false),
-            ("use api::audit::v1::AuditEvent;\nlet a = \"audits\";", false),
+            ("use crate::messages::audit::v1::AuditEvent;\nlet a = \"audits\";", false),
             ("if name == \"version-bridge\" {}", true),
             ("use api::hooks::v1::Hook;", true),
             ("use api::audit::v1::audit_client::AuditClient;", true),
@@ -112,9 +109,7 @@ mod tests {
         words.extend(services.iter().map(|service| format!("services.{}", service.name)));
         for grpc in services.iter().flat_map(|service| service.grpc_services) {
             let parts: Vec<&str> = grpc.split('.').collect();
-            if !KERNELS.contains(&parts[1]) {
-                words.push(format!("{}::{}::", parts[1], parts[2]));
-            }
+            words.push(format!("api::{}::", parts[1]));
             let module: String = parts[3]
                 .char_indices()
                 .flat_map(|(at, c)| [(at > 0 && c.is_uppercase()).then_some('_'), Some(c)])

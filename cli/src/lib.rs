@@ -38,6 +38,10 @@ pub async fn main() -> ExitCode {
     // Whatever crates are used, and whichever providers of TLS they bring.
     let installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
     debug_assert!(installed.is_ok(), "nothing was installed before main");
+    if let Err(why) = mesh::descriptors::add(api::DESCRIPTORS) {
+        output::error(&why.into());
+        return ExitCode::FAILURE;
+    }
     let args = Args::parse();
     match run(args).await {
         Ok(()) => ExitCode::SUCCESS,

@@ -41,6 +41,7 @@ impl Service for Gateway {
             role: Role::Proxy,
             dependencies: &[HOOK_RECEIVER],
             optional: &[],
+            descriptors: api::DESCRIPTORS,
             grpc_services: &[],
             capabilities: &[HTTP],
             migrations: None,

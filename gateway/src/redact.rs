@@ -2,8 +2,8 @@
 
 use std::{borrow::Cow, collections::HashSet};
 
-use api::common::v1::Header;
 use http::{HeaderMap, HeaderName, StatusCode};
+use mesh::messages::common::v1::Header;
 
 use crate::problem::Problem;
 

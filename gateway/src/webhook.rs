@@ -4,10 +4,7 @@
 
 use std::sync::Arc;
 
-use api::{
-    common::v1::{Header, TraceContext},
-    hooks::v1::{HookKind, NewHook, Receipt, ReceiveBatchItem},
-};
+use api::hooks::v1::{HookKind, NewHook, Receipt, ReceiveBatchItem};
 use axum::{
     Json, Router,
     body::Body,
@@ -15,7 +12,10 @@ use axum::{
     routing::{get, post},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use mesh::telemetry::trace;
+use mesh::{
+    messages::common::v1::{Header, TraceContext},
+    telemetry::trace,
+};
 use serde::Serialize;
 
 use crate::{

@@ -1,33 +1,45 @@
-//! What the descriptors say of each method of the API, looked up by its path.
+//! What descriptors say of messages and of methods: those of the kernel's own, and those
+//! that the program's services and clients hand in.
+//!
+//! They are the program's own, part of it from its build on: one list for the whole
+//! process, to which sets are added and from which nothing is taken. So a method's path is
+//! a label that lives as long as the process, and there are only so many of them.
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::LazyLock,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
+use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
 use prost_reflect::{DescriptorPool, MessageDescriptor, MethodDescriptor};
 use prost_types::method_options::IdempotencyLevel;
 
-/// Every message and service of the API.
-pub static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    DescriptorPool::decode(api::DESCRIPTORS).expect("build.rs wrote what protox had checked")
+use crate::{Error, messages};
+
+/// All that is known at the moment.
+static KNOWN: LazyLock<ArcSwap<Known>> = LazyLock::new(|| {
+    let mut known = Known::default();
+    known.add(messages::DESCRIPTORS).expect("build.rs wrote what protox had checked");
+    ArcSwap::from_pointee(known)
 });
 
-/// Hashed for speed: its keys are the API's own, and nobody adds to them.
-static METHODS: LazyLock<HashMap<String, Method, RandomState>> = LazyLock::new(|| {
-    let services = POOL.services();
-    services
-        .flat_map(|service| service.methods().collect::<Vec<_>>())
-        .map(|method| Method::of(&method))
-        .map(|method| (method.path.clone(), method))
-        .collect()
-});
+/// Held by who adds.
+static ADDING: Mutex<()> = Mutex::new(());
 
-/// One method of the API.
+#[derive(Clone, Default)]
+struct Known {
+    pool: DescriptorPool,
+    /// Hashed for speed: its keys are the program's own.
+    methods: HashMap<&'static str, &'static Method, RandomState>,
+    /// The names of the messages that say they are the data of events.
+    events: HashSet<String>,
+}
+
+/// One method that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Method {
-    /// Its path, such as `/omnibridge.hooks.v1.HookReceiver/Receive`.
+    /// Its path, such as `/shop.v1.Shop/Buy`.
     pub path: String,
     /// Whether asking twice does no more than asking once.
     pub idempotent: bool,
@@ -46,36 +58,75 @@ impl Method {
     }
 }
 
-/// Every message that says it is the data of events.
-pub fn events() -> impl Iterator<Item = MessageDescriptor> {
-    let option = POOL.get_extension_by_name("omnibridge.common.v1.event");
-    POOL.all_messages().filter(move |message| {
-        let is = |option| message.options().get_extension(option).as_bool() == Some(true);
-        option.as_ref().is_some_and(is)
-    })
+impl Known {
+    fn add(&mut self, encoded: &[u8]) -> Result<(), prost_reflect::DescriptorError> {
+        self.pool.decode_file_descriptor_set(encoded)?;
+        for service in self.pool.services() {
+            for method in service.methods() {
+                if !self.methods.contains_key(path(&method).as_str()) {
+                    let method: &'static Method = Box::leak(Box::new(Method::of(&method)));
+                    self.methods.insert(&method.path, method);
+                }
+            }
+        }
+        let option = self.pool.get_extension_by_name("omnibridge.common.v1.event");
+        let is_event = |message: &MessageDescriptor| {
+            let is = |option| message.options().get_extension(option).as_bool() == Some(true);
+            option.as_ref().is_some_and(is)
+        };
+        let events = self.pool.all_messages().filter(is_event);
+        self.events = events.map(|message| message.full_name().to_owned()).collect();
+        Ok(())
+    }
 }
 
-/// The names of those.
-pub(crate) static EVENTS: LazyLock<HashSet<String>> =
-    LazyLock::new(|| events().map(|message| message.full_name().to_owned()).collect());
+/// Adds the encoded `google.protobuf.FileDescriptorSet` of a program's services or
+/// clients, imports included. What is known already stays; files of the same name have to
+/// be the same.
+///
+/// # Errors
+/// When it is none, or contradicts what is known.
+pub fn add(encoded: &'static [u8]) -> Result<(), Error> {
+    let _adding = ADDING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = Known::clone(&KNOWN.load());
+    known.add(encoded).map_err(|why| Error::Descriptors(why.to_string()))?;
+    KNOWN.store(Arc::new(known));
+    Ok(())
+}
 
-/// The method at `path`; `None` where the API has no such method.
+/// Every message and service that is known.
+pub fn pool() -> DescriptorPool {
+    KNOWN.load().pool.clone()
+}
+
+/// Every message that says it is the data of events, by name.
+pub fn events() -> Vec<MessageDescriptor> {
+    let known = KNOWN.load();
+    known.events.iter().filter_map(|name| known.pool.get_message_by_name(name)).collect()
+}
+
+/// Whether the message `name` says that it is the data of events.
+pub(crate) fn is_event(name: &str) -> bool {
+    KNOWN.load().events.contains(name)
+}
+
+/// The method at `path`; `None` where nobody has handed it in.
 pub fn method(path: &str) -> Option<&'static Method> {
-    METHODS.get(path)
+    KNOWN.load().methods.get(path).copied()
 }
 
-/// The paths of all methods of the API.
-pub fn paths() -> impl Iterator<Item = &'static str> {
-    METHODS.keys().map(String::as_str)
+/// The paths of all methods that are known.
+pub fn paths() -> Vec<&'static str> {
+    KNOWN.load().methods.keys().copied().collect()
 }
 
-/// Whether `path` is a method of the API without streams.
+/// Whether `path` is a known method without streams.
 pub fn is_unary(path: &str) -> bool {
     method(path).is_some_and(|method| !method.streaming)
 }
 
-/// The method's path, or `other` where the API has none: for metrics, whose
-/// labels must not grow with what is asked.
+/// The method's path, or `other` where it isn't known: for metrics, whose labels must not
+/// grow with what is asked.
 pub fn name(method: Option<&'static Method>) -> &'static str {
     method.map_or("other", |method| &method.path)
 }
@@ -90,20 +141,51 @@ pub fn path(method: &MethodDescriptor) -> String {
     format!("/{}/{}", method.parent_service().full_name(), method.name())
 }
 
+/// Adds the service `test.v1.Test`, as a program of its own would.
+#[cfg(test)]
+pub(crate) fn add_test_service() {
+    static ENCODED: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("test.proto"), tests::PROTO).unwrap();
+        let mut compiler = protox::Compiler::new([folder.path()]).unwrap();
+        compiler.include_imports(true).open_file("test.proto").unwrap();
+        compiler.encode_file_descriptor_set()
+    });
+    add(&ENCODED).unwrap();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    pub(super) const PROTO: &str = "syntax = 'proto3';
+        package test.v1;
+        message Nothing {}
+        service Test {
+          rpc Get(Nothing) returns (Nothing) { option idempotency_level = NO_SIDE_EFFECTS; }
+          rpc List(Nothing) returns (Nothing) { option idempotency_level = NO_SIDE_EFFECTS; }
+          rpc Put(Nothing) returns (Nothing);
+          rpc Watch(Nothing) returns (stream Nothing);
+        }";
+
     #[test]
     fn methods_say_what_may_be_retried_and_what_streams() {
-        let path = |method: &str| format!("/omnibridge.hooks.v1.HookReceiver/{method}");
-        for (method, streaming) in [("Receive", false), ("WatchHooks", true)] {
-            let expected = Method { path: path(method), idempotent: true, streaming };
-            assert_eq!(super::method(&path(method)), Some(&expected));
-            assert_eq!(label(&path(method)), path(method));
-            assert_eq!(is_unary(&path(method)), !streaming);
+        // Twice adds nothing.
+        add_test_service();
+        add_test_service();
+        for (method, idempotent, streaming) in
+            [("Get", true, false), ("Put", false, false), ("Watch", false, true)]
+        {
+            let path = format!("/test.v1.Test/{method}");
+            let expected = Method { path: path.clone(), idempotent, streaming };
+            assert_eq!(super::method(&path), Some(&expected));
+            assert_eq!(label(&path), path);
+            assert_eq!(is_unary(&path), !streaming);
+            assert!(paths().contains(&path.as_str()));
         }
-        assert_eq!(super::method(&path("Nothing")), None);
+        assert_eq!(super::method("/test.v1.Test/Nothing"), None);
         assert_eq!(label("/a/b"), "other");
+        assert!(is_event("omnibridge.audit.v1.AuditEvent") && !is_event("test.v1.Nothing"));
+        assert!(add(b"none").is_err());
     }
 }

@@ -37,6 +37,9 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// Descriptors that were handed in can't be used.
+    #[error("descriptors: {0}")]
+    Descriptors(String),
     /// An identity can't be made, read or renewed.
     #[error("identity: {0}")]
     Identity(String),

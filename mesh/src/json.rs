@@ -1,14 +1,14 @@
-//! proto3 JSON for `api`'s messages, by their descriptors.
+//! proto3 JSON for messages that are known, by their descriptors.
 
 use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor};
 
-use crate::{descriptors::POOL, sensitive::redact};
+use crate::{descriptors, sensitive::redact};
 
 /// Why a message can't go to or from JSON.
 #[derive(Debug, thiserror::Error)]
 pub enum JsonError {
-    /// `api` has no such message.
-    #[error("`{0}` is not in the API")]
+    /// Nobody has handed in its descriptor.
+    #[error("the descriptor of `{0}` isn't known; see `mesh::descriptors::add`")]
     Unknown(String),
     /// The JSON isn't one of that message.
     #[error(transparent)]
@@ -20,13 +20,13 @@ pub enum JsonError {
 
 fn descriptor<M: prost::Name>() -> Result<MessageDescriptor, JsonError> {
     let name = M::full_name();
-    POOL.get_message_by_name(&name).ok_or(JsonError::Unknown(name))
+    descriptors::pool().get_message_by_name(&name).ok_or(JsonError::Unknown(name))
 }
 
 /// `message` in proto3 JSON, without what its fields declare sensitive.
 ///
 /// # Errors
-/// When it is none of `api`'s.
+/// When it isn't known.
 pub fn encode_redacted<M: prost::Name>(message: &M) -> Result<Vec<u8>, JsonError> {
     let mut dynamic = DynamicMessage::new(descriptor::<M>()?);
     dynamic.transcode_from(message)?;
@@ -38,7 +38,7 @@ pub fn encode_redacted<M: prost::Name>(message: &M) -> Result<Vec<u8>, JsonError
 /// wrote it may know more of them.
 ///
 /// # Errors
-/// When it is none of `api`'s, or the JSON isn't one of it.
+/// When it isn't known, or the JSON isn't one of it.
 pub fn decode<M: prost::Name + Default>(json: &[u8]) -> Result<M, JsonError> {
     let mut from = serde_json::Deserializer::from_slice(json);
     let options = DeserializeOptions::new().deny_unknown_fields(false);

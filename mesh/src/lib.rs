@@ -28,6 +28,7 @@ pub mod identity;
 pub mod intercept;
 pub mod json;
 pub mod leadership;
+pub mod messages;
 mod pace;
 pub mod page;
 pub mod policy;

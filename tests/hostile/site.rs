@@ -93,6 +93,7 @@ impl Site {
     pub async fn start(change: impl FnOnce(&mut LimitsConfig)) -> Self {
         // Another test of this process may have been first.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        mesh::descriptors::add(api::DESCRIPTORS).expect("they are ours");
         let folder = tempfile::tempdir().expect("there is room");
         let flags = [("data", folder.path().display().to_string())];
         let mut config =

@@ -106,6 +106,7 @@ impl Fleet {
         let _watchdog = Watchdog::start();
         // Another test of this process may have been first.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        mesh::descriptors::add(api::DESCRIPTORS).expect("they are ours");
         let data = tempfile::tempdir().expect("there is room");
         let folder = data.path().to_str().expect("a path in UTF-8").to_owned();
         let mut settings: HashMap<String, String> = [

@@ -88,6 +88,7 @@ impl Mesh {
     pub async fn begin(layout: Layout, more: &[(&str, String)]) -> Self {
         // Another test of this process may have been first.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        mesh::descriptors::add(api::DESCRIPTORS).expect("they are ours");
         let data = tempfile::tempdir().expect("there is room");
         let backends = Backends::start(layout, data.path()).await;
         let http = reqwest::Client::builder().tls_certs_only([]).build().expect("it needs nothing");

@@ -20,9 +20,7 @@ use mesh::{
     status::InvalidField,
     telemetry::Telemetry,
 };
-use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage};
-use prost_types::FileDescriptorSet;
 use sea_orm::DatabaseTransaction;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -288,6 +286,7 @@ impl Service for Version {
             role: Role::Ordinary,
             dependencies: &[],
             optional: &[],
+            descriptors: DESCRIPTORS,
             grpc_services: match self.is_old() {
                 true => &[v1::shop_server::SERVICE_NAME],
                 false => &[v2::shop_server::SERVICE_NAME],
@@ -309,9 +308,7 @@ impl Service for Version {
                 self.0, outbox,
             ))),
         };
-        let descriptors = FileDescriptorSet::decode(DESCRIPTORS).expect("it was encoded");
-        let services = self.descriptor().grpc_services.iter().map(|name| (*name).to_owned());
-        Ok(Surface::Foreign { routes, descriptors, services: services.collect() })
+        Ok(Surface::Grpc(routes))
     }
 }
 
@@ -333,6 +330,7 @@ impl Service for Ledger {
             role: Role::Ordinary,
             dependencies: &[],
             optional: &[],
+            descriptors: DESCRIPTORS,
             grpc_services: &[],
             capabilities: &[],
             migrations: None,

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use api::audit::v1::AuditEvent;
 use mesh::events::{
     Event,
     broker::{self, Record},
 };
+use mesh::messages::audit::v1::AuditEvent;
 use serde_json::{Value, json};
 use tests::{Layout, Mesh, mesh::new_id, until};
 

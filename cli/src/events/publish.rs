@@ -3,8 +3,8 @@
 use std::{io::IsTerminal as _, time::Duration};
 
 use anyhow::Context as _;
-use api::audit::v1::{AuditEvent, Outcome};
 use indicatif::ProgressBar;
+use mesh::messages::audit::v1::{AuditEvent, Outcome};
 use mesh::{
     config::Config,
     events::{

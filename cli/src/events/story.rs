@@ -97,7 +97,8 @@ mod tests {
     use super::*;
 
     fn chapter(id: &str, cause: &str) -> Chapter {
-        let mut event = Event::typed("/s", "c", &api::audit::v1::AuditEvent::default()).unwrap();
+        let mut event =
+            Event::typed("/s", "c", &mesh::messages::audit::v1::AuditEvent::default()).unwrap();
         (event.attributes.id, event.attributes.causationid) = (id.into(), cause.into());
         let delivery =
             Delivery { topic: "t".into(), partition: 0, offset: 0, event: Ok(event.clone()) };

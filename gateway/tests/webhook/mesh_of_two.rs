@@ -291,6 +291,7 @@ impl Service for FakeService {
             role: Role::Ordinary,
             dependencies: &[],
             optional: &[],
+            descriptors: api::DESCRIPTORS,
             grpc_services: &[SERVICE_NAME],
             capabilities: &[],
             migrations: None,

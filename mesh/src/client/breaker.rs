@@ -108,7 +108,8 @@ pub(super) struct Breakers {
 
 impl Breakers {
     pub(super) fn new() -> Self {
-        let by_method = descriptors::paths().map(|path| (path, Breaker::new())).collect();
+        let by_method =
+            descriptors::paths().into_iter().map(|path| (path, Breaker::new())).collect();
         Self { by_method, other: Breaker::new() }
     }
 

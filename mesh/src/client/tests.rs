@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// A method that may be asked twice, by its `idempotency_level`.
-const IDEMPOTENT: &str = "/omnibridge.hooks.v1.HookReceiver/GetHook";
+const IDEMPOTENT: &str = "/test.v1.Test/Get";
 /// One of which nothing is known.
 const UNKNOWN: &str = "/test.v1.Test/Do";
 /// Longer than anything here takes.
@@ -53,6 +53,7 @@ impl Mesh {
     fn new(toml: &str) -> Self {
         // Another test may have been first.
         let _ = aws_lc_rs::default_provider().install_default();
+        crate::descriptors::add_test_service();
         let data = tempfile::tempdir().unwrap();
         let file = data.path().join("omni.toml");
         std::fs::write(&file, toml).unwrap();
@@ -365,7 +366,7 @@ async fn a_method_that_fails_opens_its_breaker_and_no_other() {
     assert_eq!((reason(&refused), fails.asked()), (Reason::CircuitOpen, 5));
     let shown = &client.upstreams().await[0].breakers;
     assert_eq!(*shown, [(IDEMPOTENT.to_owned(), BreakerState::Open)]);
-    call(&channel, "/omnibridge.hooks.v1.HookReceiver/ListHooks").await.unwrap();
+    call(&channel, "/test.v1.Test/List").await.unwrap();
 
     let probe = async || loop {
         match call(&channel, IDEMPOTENT).await {

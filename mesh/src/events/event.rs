@@ -64,7 +64,7 @@ impl Event {
     /// sensitive, `type` and `dataschema` its full name, which has its version in it.
     ///
     /// # Errors
-    /// When `message` is none of `api`'s, or doesn't say there that it is for
+    /// When `message` isn't known by a descriptor, or doesn't say there that it is for
     /// events.
     pub fn typed<M: prost::Name>(
         source: impl Into<String>,
@@ -72,7 +72,7 @@ impl Event {
         message: &M,
     ) -> Result<Self, Error> {
         let name = M::full_name();
-        if !descriptors::EVENTS.contains(&name) {
+        if !descriptors::is_event(&name) {
             return Err(Error::Event(format!(
                 "`{name}` needs the option `(omnibridge.common.v1.event) = true`"
             )));
@@ -257,7 +257,7 @@ fn check_length<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Result<(
 
 #[cfg(test)]
 mod tests {
-    use api::omnibridge::lifecycle::v1::{ServiceChanged, ServiceState};
+    use crate::messages::lifecycle::v1::{ServiceChanged, ServiceState};
 
     use super::*;
 
@@ -294,7 +294,8 @@ mod tests {
 
     #[test]
     fn only_what_says_that_it_is_for_events_becomes_one() {
-        let why = Event::typed("/s", "c", &api::hooks::v1::Hook::default()).unwrap_err();
+        let why = Event::typed("/s", "c", &crate::messages::events::v1::CloudEvent::default())
+            .unwrap_err();
         assert!(why.to_string().contains("(omnibridge.common.v1.event)"), "{why}");
     }
 

@@ -60,10 +60,7 @@ pub async fn watch_consul(
 
     let mut layered = Layered {
         file: (config.intentions.clone(), config.routes.clone()),
-        declared: Declared {
-            trust: declared.trust.union(&config.trust),
-            calls: declared.calls.clone(),
-        },
+        declared: Declared { trust: declared.trust.union(&config.trust), ..declared.clone() },
         intentions: None,
         routes: Routes::default(),
         trust: Trust::default(),

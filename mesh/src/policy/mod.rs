@@ -71,6 +71,8 @@ pub struct Declared {
     pub calls: Vec<(String, String)>,
     /// Which of them may speak for others.
     pub trust: Trust,
+    /// What they serve and call: encoded `google.protobuf.FileDescriptorSet`s.
+    pub descriptors: Vec<&'static [u8]>,
 }
 
 /// The policy of this process, watched at its source: Consul where the

@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use api::audit::v1::{AuditEvent, Outcome};
+use crate::messages::audit::v1::{AuditEvent, Outcome};
 use tokio_util::sync::CancellationToken;
 
 use crate::{

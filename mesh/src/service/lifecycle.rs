@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use api::lifecycle::v1::{ServiceChanged, ServiceState};
+use crate::messages::lifecycle::v1::{ServiceChanged, ServiceState};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 

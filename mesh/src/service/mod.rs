@@ -74,6 +74,9 @@ pub struct Descriptor {
     /// The services that it calls too, but works without: it starts after them, and
     /// doesn't wait for them. These calls are allowed as well.
     pub optional: &'static [&'static str],
+    /// The encoded `google.protobuf.FileDescriptorSet` of what it serves and of what it
+    /// calls, imports included; empty where that is nothing.
+    pub descriptors: &'static [u8],
     /// The gRPC services it serves, by the generated `SERVICE_NAME`s.
     pub grpc_services: &'static [&'static str],
     /// What else it can do, such as `http`.
@@ -119,10 +122,10 @@ impl fmt::Display for Phase {
 
 /// What a service serves.
 pub enum Surface {
-    /// gRPC of the API on a mesh port.
+    /// gRPC on a mesh port, of what its descriptors have.
     Grpc(Routes),
-    /// gRPC of what the API hasn't on a mesh port.
-    Foreign {
+    /// gRPC on a mesh port, of what is known only now.
+    Dynamic {
         /// What answers.
         routes: Routes,
         /// What reflection tells of it.
@@ -145,8 +148,8 @@ pub fn defaults(list: &[Descriptor]) -> String {
     ports.collect()
 }
 
-/// What the services of a program's own list declare: whom they call, and which of them
-/// are trusted to speak for others.
+/// What the services of a program's own list declare: whom they call, which of them are
+/// trusted to speak for others, and their descriptors.
 pub fn declared(list: &[Descriptor]) -> Declared {
     let calls = list.iter().flat_map(|descriptor| {
         descriptor.called().map(|called| (descriptor.name.to_owned(), called.to_owned()))
@@ -155,7 +158,10 @@ pub fn declared(list: &[Descriptor]) -> Declared {
         list.iter().filter(move |d| d.role == role).map(|d| d.name.to_owned()).collect()
     };
     let trust = Trust { proxies: of_role(Role::Proxy), converters: of_role(Role::Converter) };
-    Declared { calls: calls.collect(), trust }
+    let mut descriptors: Vec<&'static [u8]> = list.iter().map(|d| d.descriptors).collect();
+    descriptors.sort_unstable();
+    descriptors.dedup();
+    Declared { calls: calls.collect(), trust, descriptors }
 }
 
 impl Descriptor {

@@ -15,12 +15,12 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Service, run};
+use super::{Descriptor, Service, run};
 use crate::{
     Error,
     client::Clients,
     config::Config,
-    descriptors::POOL,
+    descriptors,
     events::broker::{self, Broker},
     identity::{self, Authority, Identity, is_name, is_operator_name},
     intercept::{Attached, Interceptors, Metrics},
@@ -64,6 +64,7 @@ impl Process {
         admin_port: u16,
     ) -> BoxFuture<'_, Result<Self, Error>> {
         Box::pin(async move {
+            declared.descriptors.iter().try_for_each(|encoded| descriptors::add(encoded))?;
             let interceptors = Interceptors::default();
             let metrics = interceptors.attach(Arc::new(Metrics::new()));
             let clients = Clients::default();
@@ -133,7 +134,8 @@ impl Process {
         stop: CancellationToken,
     ) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
-            let name = service.descriptor().name;
+            let Descriptor { name, descriptors, .. } = service.descriptor();
+            descriptors::add(descriptors)?;
             if !is_name(name) || is_operator_name(name) {
                 return Err(Error::Registry(format!("`{name}` can't name a service")));
             }
@@ -160,7 +162,7 @@ impl Process {
 /// What the setting `mappings` names; nothing unless it is set.
 fn mappings(config: &Config) -> Result<Mappings, Error> {
     let Some(folder) = &config.mappings else { return Ok(Mappings::default()) };
-    Mappings::load(folder, POOL.clone())
+    Mappings::load(folder, descriptors::pool())
         .map_err(|why| Error::setting("mappings", folder.display().to_string(), why))
 }
 

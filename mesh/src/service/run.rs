@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use api::lifecycle::v1::ServiceState;
 use tokio::{
     net::TcpListener,
     sync::{oneshot, watch},
@@ -29,6 +28,7 @@ use crate::{
     config::Config,
     events::{Outbox, Relay},
     identity::Identity,
+    messages::lifecycle::v1::ServiceState,
     registry::Instance,
     server::{self, App, Security},
     store::Store,
@@ -149,7 +149,7 @@ impl Running {
         let server = serve(
             process,
             &context,
-            descriptor.grpc_services,
+            &descriptor,
             identity,
             surface,
             listener,
@@ -241,7 +241,7 @@ fn handed_on(door: &std::net::TcpListener) -> std::io::Result<TcpListener> {
 fn serve(
     process: &Process,
     context: &Context,
-    grpc_services: &[&str],
+    descriptor: &Descriptor,
     identity: Identity,
     surface: Surface,
     listener: TcpListener,
@@ -252,12 +252,13 @@ fn serve(
     let mesh = Security::Mesh { identity, in_place };
     let (security, app) = match surface {
         Surface::Grpc(routes) => {
-            let reflection = reflection.register_encoded_file_descriptor_set(api::DESCRIPTORS);
-            let named = grpc_services.iter().copied();
+            let reflection =
+                reflection.register_encoded_file_descriptor_set(descriptor.descriptors);
+            let named = descriptor.grpc_services.iter().copied();
             let reflection = named.fold(reflection, Reflection::with_service_name);
             (mesh, grpc(process, context, routes, reflection)?)
         }
-        Surface::Foreign { routes, descriptors, services } => {
+        Surface::Dynamic { routes, descriptors, services } => {
             let reflection = reflection.register_file_descriptor_set(descriptors);
             let reflection = services.into_iter().fold(reflection, Reflection::with_service_name);
             (mesh, grpc(process, context, routes, reflection)?)

@@ -1,8 +1,10 @@
 //! What an event says to the trail: who, what, on what, and whether it was let
 //! through.
 
-use api::audit::v1::{AuditEvent, Outcome};
-use mesh::events::Event;
+use mesh::{
+    events::Event,
+    messages::audit::v1::{AuditEvent, Outcome},
+};
 
 /// The part of an entry that an event decides.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use api::audit::v1::{Entry, ListEntriesRequest, Outcome};
+use api::audit::v1::{Entry, ListEntriesRequest};
 use chrono::Utc;
-use mesh::{events::Event, page, store::Store, timestamp};
+use mesh::{events::Event, messages::audit::v1::Outcome, page, store::Store, timestamp};
 use sea_orm::{
     ActiveValue::{NotSet, Set},
     ColumnTrait as _, Condition, DatabaseTransaction, EntityTrait as _, QueryFilter as _,

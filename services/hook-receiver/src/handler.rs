@@ -2,19 +2,16 @@
 
 use std::sync::Arc;
 
-use api::{
-    common::v1::TraceContext,
-    hooks::v1::{
-        GetHookRequest, GetHookResponse, GetSessionRequest, GetSessionResponse, ListHooksRequest,
-        ListHooksResponse, ListSessionsRequest, ListSessionsResponse, NewHook, ReceiveBatchItem,
-        ReceiveBatchRequest, ReceiveBatchResponse, ReceiveBatchResult, ReceiveRequest,
-        ReceiveResponse, Refusal, WatchHooksRequest, hook_receiver_server::HookReceiver,
-        receive_batch_result::Outcome,
-    },
+use api::hooks::v1::{
+    GetHookRequest, GetHookResponse, GetSessionRequest, GetSessionResponse, ListHooksRequest,
+    ListHooksResponse, ListSessionsRequest, ListSessionsResponse, NewHook, ReceiveBatchItem,
+    ReceiveBatchRequest, ReceiveBatchResponse, ReceiveBatchResult, ReceiveRequest, ReceiveResponse,
+    Refusal, WatchHooksRequest, hook_receiver_server::HookReceiver, receive_batch_result::Outcome,
 };
 use chrono::Utc;
 use mesh::{
     call::Call,
+    messages::common::v1::TraceContext,
     page, status,
     telemetry::trace::{self, Kind},
 };

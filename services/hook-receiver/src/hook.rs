@@ -1,11 +1,9 @@
 //! A hook, checked when it is taken in and valid ever after.
 
-use api::{
-    common::v1::Header,
-    hooks::v1::{HookKind, NewHook},
-};
+use api::hooks::v1::{HookKind, NewHook};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use mesh::messages::common::v1::Header;
 use uuid::Uuid;
 
 use crate::{Error, session};

@@ -40,6 +40,7 @@ impl Service for HookReceiver {
             role: Role::Ordinary,
             dependencies: &[],
             optional: &[],
+            descriptors: api::DESCRIPTORS,
             grpc_services: &[SERVICE_NAME],
             capabilities: &[],
             migrations: Some(migrations::hook_receiver::migrations),

@@ -410,7 +410,7 @@ fn matching(filter: &HookFilter) -> Result<Condition, Error> {
 
 fn to_message(row: row::Model) -> pb::Hook {
     let headers: Vec<(String, String)> = serde_json::from_str(&row.headers).unwrap_or_default();
-    let header = |(name, value)| api::common::v1::Header { name, value };
+    let header = |(name, value)| mesh::messages::common::v1::Header { name, value };
     pb::Hook {
         id: row.id,
         kind: row.kind.into(),

@@ -72,6 +72,7 @@ impl ServiceCoordinator {
             role: Role::Ordinary,
             dependencies: &[],
             optional: &[],
+            descriptors: api::DESCRIPTORS,
             grpc_services: &[SERVICE_NAME],
             capabilities: &[],
             migrations: None,

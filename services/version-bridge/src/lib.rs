@@ -38,6 +38,7 @@ impl Service for VersionBridge {
             role: Role::Converter,
             dependencies: &[],
             optional: &[],
+            descriptors: &[],
             grpc_services: &[],
             capabilities: &["convert"],
             migrations: None,
@@ -60,6 +61,6 @@ impl Service for VersionBridge {
         let proxy = Proxy::new(mappings.clone(), directory, limit);
         let mut routes = Routes::default();
         *routes.axum_router_mut() = Router::new().fallback_service(proxy);
-        Ok(Surface::Foreign { routes, descriptors, services })
+        Ok(Surface::Dynamic { routes, descriptors, services })
     }
 }

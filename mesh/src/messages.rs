@@ -1,0 +1,11 @@
+//! The kernel's own messages: what `build.rs` made of their `.proto` files, and their
+//! descriptor set. Nothing here is written by hand.
+
+#![allow(missing_docs, clippy::doc_markdown)]
+
+include!(concat!(env!("OUT_DIR"), "/messages.rs"));
+
+pub use omnibridge::*;
+
+/// The encoded `google.protobuf.FileDescriptorSet` of all of it.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
