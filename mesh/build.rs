@@ -17,6 +17,8 @@ const OWN: [&str; 5] = [
 fn main() -> Result<(), Box<dyn Error>> {
     let root = fs::canonicalize("../proto")?;
     for file in OWN {
+        // By both: what is told below holds for this checkout only.
+        println!("cargo:rerun-if-changed=../proto/{file}");
         println!("cargo:rerun-if-changed={}", root.join(file).display());
     }
     println!("cargo:proto={}", root.display());

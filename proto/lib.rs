@@ -1,5 +1,5 @@
 //! OmniBridge's API: what `build.rs` made of the `.proto` files beside this
-//! one, and their descriptor set. Nothing here is written by hand.
+//! one, and their descriptor set.
 
 #![allow(missing_docs, clippy::doc_markdown, clippy::large_futures)]
 

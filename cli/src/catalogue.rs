@@ -83,6 +83,18 @@ mod tests {
     }
 
     #[test]
+    fn who_has_a_database_starts_after_it() {
+        let flags = [("database", "postgres://a@127.0.0.1/b".to_owned())];
+        let config = Config::from_sources(None, Default::default(), &flags).unwrap();
+        let plan = plan(&config).unwrap();
+        for service in descriptors() {
+            let waits = plan.units()[service.name].requires.contains("postgres");
+            assert_eq!(waits, service.has_database(), "{}", service.name);
+            assert_eq!(service.has_database(), service.name != "gateway");
+        }
+    }
+
+    #[test]
     fn the_kernel_knows_no_service() {
         let named = all_named(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../mesh/src"));
         assert_eq!(named, Vec::<String>::new(), "in mesh/src, outside of its tests");

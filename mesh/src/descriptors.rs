@@ -1,9 +1,9 @@
 //! What descriptors say of messages and of methods: those of the kernel's own, and those
 //! that the program's services and clients hand in.
 //!
-//! They are the program's own, part of it from its build on: one list for the whole
-//! process, to which sets are added and from which nothing is taken. So a method's path is
-//! a label that lives as long as the process, and there are only so many of them.
+//! There is one list for the process. Sets are added to it and never taken from it, and
+//! they are a part of the program; so a method's path can be a label that lives as long as
+//! the process, and there are only as many as the program has methods.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,8 +12,9 @@ use std::{
 
 use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
+use prost::Message as _;
 use prost_reflect::{DescriptorPool, MessageDescriptor, MethodDescriptor};
-use prost_types::method_options::IdempotencyLevel;
+use prost_types::{FileDescriptorProto, method_options::IdempotencyLevel};
 
 use crate::{Error, messages};
 
@@ -24,16 +25,25 @@ static KNOWN: LazyLock<ArcSwap<Known>> = LazyLock::new(|| {
     ArcSwap::from_pointee(known)
 });
 
-/// Held by who adds.
+/// Serialises [`add`], which reads, extends and replaces [`KNOWN`].
 static ADDING: Mutex<()> = Mutex::new(());
 
 #[derive(Clone, Default)]
 struct Known {
     pool: DescriptorPool,
+    /// The encoded files by name, for prost's types don't keep our own options.
+    files: HashMap<String, Vec<u8>>,
     /// Hashed for speed: its keys are the program's own.
     methods: HashMap<&'static str, &'static Method, RandomState>,
     /// The names of the messages that say they are the data of events.
     events: HashSet<String>,
+}
+
+/// A `google.protobuf.FileDescriptorSet` whose files stay encoded.
+#[derive(Clone, PartialEq, prost::Message)]
+struct EncodedSet {
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    files: Vec<Vec<u8>>,
 }
 
 /// One method that is known.
@@ -59,8 +69,20 @@ impl Method {
 }
 
 impl Known {
-    fn add(&mut self, encoded: &[u8]) -> Result<(), prost_reflect::DescriptorError> {
-        self.pool.decode_file_descriptor_set(encoded)?;
+    fn add(&mut self, encoded: &[u8]) -> Result<(), String> {
+        let set = EncodedSet::decode(encoded).map_err(|why| why.to_string())?;
+        for file in set.files {
+            let decoded = FileDescriptorProto::decode(&*file).map_err(|why| why.to_string())?;
+            let name = decoded.name().to_owned();
+            match self.files.get(&name) {
+                Some(known) if !are_same(known, &file) => {
+                    return Err(format!("`{name}` says something else in another set"));
+                }
+                Some(_) => {}
+                None => drop(self.files.insert(name, file)),
+            }
+        }
+        self.pool.decode_file_descriptor_set(encoded).map_err(|why| why.to_string())?;
         for service in self.pool.services() {
             for method in service.methods() {
                 if !self.methods.contains_key(path(&method).as_str()) {
@@ -80,16 +102,28 @@ impl Known {
     }
 }
 
+/// Whether two files of one name say the same. Google's own are the same to us in every
+/// version, and what only tells of the source doesn't count.
+fn are_same(a: &[u8], b: &[u8]) -> bool {
+    let decoded = |file: &[u8]| FileDescriptorProto::decode(file).unwrap_or_default();
+    let (mut one, mut other) = (decoded(a), decoded(b));
+    let with_source = [&mut one, &mut other].map(|file| file.source_code_info.take().is_some());
+    a == b
+        || one.name().starts_with("google/protobuf/")
+        // Else only options that prost's types don't keep can differ.
+        || (one == other && with_source.contains(&true))
+}
+
 /// Adds the encoded `google.protobuf.FileDescriptorSet` of a program's services or
-/// clients, imports included. What is known already stays; files of the same name have to
-/// be the same.
+/// clients, imports included, before their first channel is made. What is known already
+/// stays.
 ///
 /// # Errors
-/// When it is none, or contradicts what is known.
+/// When it is none, or a file of it isn't the same as one of that name that is known.
 pub fn add(encoded: &'static [u8]) -> Result<(), Error> {
     let _adding = ADDING.lock().unwrap_or_else(PoisonError::into_inner);
     let mut known = Known::clone(&KNOWN.load());
-    known.add(encoded).map_err(|why| Error::Descriptors(why.to_string()))?;
+    known.add(encoded).map_err(Error::Descriptors)?;
     KNOWN.store(Arc::new(known));
     Ok(())
 }
@@ -144,13 +178,7 @@ pub fn path(method: &MethodDescriptor) -> String {
 /// Adds the service `test.v1.Test`, as a program of its own would.
 #[cfg(test)]
 pub(crate) fn add_test_service() {
-    static ENCODED: LazyLock<Vec<u8>> = LazyLock::new(|| {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("test.proto"), tests::PROTO).unwrap();
-        let mut compiler = protox::Compiler::new([folder.path()]).unwrap();
-        compiler.include_imports(true).open_file("test.proto").unwrap();
-        compiler.encode_file_descriptor_set()
-    });
+    static ENCODED: LazyLock<Vec<u8>> = LazyLock::new(|| tests::compile(tests::PROTO));
     add(&ENCODED).unwrap();
 }
 
@@ -167,6 +195,27 @@ mod tests {
           rpc Put(Nothing) returns (Nothing);
           rpc Watch(Nothing) returns (stream Nothing);
         }";
+
+    /// The encoded set of a file `test.proto`.
+    pub(super) fn compile(text: &str) -> Vec<u8> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("test.proto"), text).unwrap();
+        let mut compiler = protox::Compiler::new([folder.path()]).unwrap();
+        compiler.include_imports(true).open_file("test.proto").unwrap();
+        compiler.encode_file_descriptor_set()
+    }
+
+    #[test]
+    fn a_file_that_contradicts_one_of_its_name_is_refused() {
+        add_test_service();
+        for (from, to) in
+            [("rpc Put", "rpc Set"), ("message Nothing {}", "message Nothing { int32 a = 1; }")]
+        {
+            let other = compile(&PROTO.replace(from, to)).leak();
+            assert!(add(other).unwrap_err().to_string().contains("test.proto"));
+        }
+        assert!(add(compile(PROTO).leak()).is_ok());
+    }
 
     #[test]
     fn methods_say_what_may_be_retried_and_what_streams() {

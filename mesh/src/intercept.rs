@@ -268,8 +268,8 @@ pub(crate) fn code_of(trailers: &HeaderMap) -> Code {
         .map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()))
 }
 
-/// Counts and times calls, by service, method, code and direction. Methods that
-/// the API hasn't are counted as `other`, so that callers can't grow the labels.
+/// Counts and times calls, by service, method, code and direction. Methods
+/// without a descriptor are counted as `other`, so that callers can't grow the labels.
 pub struct Metrics {
     durations: Histogram<f64>,
 }

@@ -1,5 +1,5 @@
 //! The kernel's own messages: what `build.rs` made of their `.proto` files, and their
-//! descriptor set. Nothing here is written by hand.
+//! descriptor set.
 
 #![allow(missing_docs, clippy::doc_markdown)]
 

@@ -379,7 +379,8 @@ pub async fn serve(which: &'static str) -> Result<(), Error> {
     let telemetry = Telemetry::start(&config)?.into();
     let mut term = signal(SignalKind::terminate()).expect("signals can be listened to");
     let calls = vec![(CALLER_OF_SHOPS.to_owned(), "shop".to_owned())];
-    let declared = Declared { calls, ..Declared::default() };
+    let descriptors = vec![DESCRIPTORS];
+    let declared = Declared { calls, descriptors, ..Declared::default() };
     let process = Arc::new(Process::start(Arc::new(config), telemetry, &declared, 0).await?);
     let stop = CancellationToken::new();
     let stopped = stop.clone();

@@ -102,7 +102,7 @@ impl Breaker {
 /// The breakers of one service, one for each method.
 pub(super) struct Breakers {
     by_method: HashMap<&'static str, Breaker, RandomState>,
-    /// For methods that the API hasn't.
+    /// For methods that had no descriptor when the channel was made.
     other: Breaker,
 }
 

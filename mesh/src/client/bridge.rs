@@ -42,7 +42,8 @@ type Converters = Arc<Mutex<HashMap<String, Arc<Converter>>>>;
 /// The instances of one service that converts.
 #[derive(Default)]
 struct Converter {
-    balance: SetOnce<Balance>,
+    /// `None` where it can't be watched.
+    balance: SetOnce<Option<Balance>>,
     /// Whether there ever was one.
     seen: AtomicBool,
 }
@@ -121,12 +122,16 @@ impl Bridge {
                         let _ = balance.pick(&Wanted::any(), &[]).await;
                     }
                     // Nobody else sets it.
-                    let _ = following.balance.set(balance);
+                    let _ = following.balance.set(Some(balance));
                 }
                 Err(why) => {
                     tracing::error!(%why, "{name} can't be found");
+                    let _ = following.balance.set(None);
                     // The next call begins anew.
-                    watched.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+                    let mut watched = watched.lock().unwrap_or_else(PoisonError::into_inner);
+                    if watched.get(&name).is_some_and(|one| Arc::ptr_eq(one, &following)) {
+                        watched.remove(&name);
+                    }
                 }
             }
         });
@@ -137,7 +142,8 @@ impl Bridge {
 impl Converter {
     /// Its instances, once they are watched.
     async fn balance(&self) -> Option<&Balance> {
-        tokio::time::timeout(WAIT_FOR_INSTANCE, self.balance.wait()).await.ok()
+        let balance = tokio::time::timeout(WAIT_FOR_INSTANCE, self.balance.wait()).await.ok()?;
+        balance.as_ref()
     }
 }
 

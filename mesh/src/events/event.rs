@@ -6,7 +6,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Datelike as _, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, descriptors};
+use crate::{Error, descriptors, json::JsonError};
 
 /// How many bytes all attributes of an event may have together.
 const MAX_ATTRIBUTE_BYTES: usize = 16 * 1024;
@@ -72,6 +72,9 @@ impl Event {
         message: &M,
     ) -> Result<Self, Error> {
         let name = M::full_name();
+        if descriptors::pool().get_message_by_name(&name).is_none() {
+            return Err(Error::Event(JsonError::Unknown(name).to_string()));
+        }
         if !descriptors::is_event(&name) {
             return Err(Error::Event(format!(
                 "`{name}` needs the option `(omnibridge.common.v1.event) = true`"

@@ -23,7 +23,7 @@ pub struct Denial {
     pub peer: Option<SpiffeId>,
     /// Whom it forwarded.
     pub caller: Option<SpiffeId>,
-    /// The gRPC method path; `other` for one that the API hasn't.
+    /// The gRPC method path; `other` for one without a descriptor.
     pub path: &'static str,
     /// Why.
     pub reason: &'static str,

@@ -142,7 +142,7 @@ where
             return Box::pin(self.inner.call(request));
         }
         let of_peer = stream.as_ref().and_then(|stream| stream.of.room.as_deref());
-        // What the API hasn't is answered at once, save reflection: a stream.
+        // A method without a descriptor counts as a stream.
         let unary = descriptors::is_unary(request.uri().path());
         let places = match self.gate.places(of_peer, unary) {
             Ok(places) => places,

@@ -165,8 +165,8 @@ pub fn declared(list: &[Descriptor]) -> Declared {
 }
 
 impl Descriptor {
-    /// Whether it has a database: outbox, inbox and its own tables. All but those have
-    /// one that serve HTTP and have no tables of their own.
+    /// Whether it has a database: outbox, inbox and its own tables. Only a service that
+    /// serves HTTP and has no migrations has none.
     pub fn has_database(&self) -> bool {
         self.migrations.is_some() || !self.capabilities.contains(&HTTP)
     }

@@ -134,8 +134,15 @@ impl Process {
         stop: CancellationToken,
     ) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
-            let Descriptor { name, descriptors, .. } = service.descriptor();
+            let Descriptor { name, descriptors, grpc_services, .. } = service.descriptor();
             descriptors::add(descriptors)?;
+            let pool = descriptors::pool();
+            if let Some(lacks) =
+                grpc_services.iter().find(|s| pool.get_service_by_name(s).is_none())
+            {
+                let why = format!("`{lacks}` isn't in those that {name} hands in");
+                return Err(Error::Descriptors(why));
+            }
             if !is_name(name) || is_operator_name(name) {
                 return Err(Error::Registry(format!("`{name}` can't name a service")));
             }

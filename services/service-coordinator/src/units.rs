@@ -94,7 +94,7 @@ pub fn units(services: &[Descriptor], config: &Config) -> Vec<Unit> {
                 Backend::Consul => &mut unit.requires,
                 // What a service tells waits in its outbox while the broker is away.
                 Backend::Kafka => &mut unit.wants,
-                Backend::Postgres if service.migrations.is_some() => &mut unit.requires,
+                Backend::Postgres if service.has_database() => &mut unit.requires,
                 Backend::Postgres => continue,
             };
             needed.insert(backend.name().to_owned());
