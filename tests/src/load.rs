@@ -185,12 +185,12 @@ impl Report {
     }
 
     /// Takes out the calls that failed for want of an instance in one of `gaps`, in which
-    /// there was none: a call waits 1 s for one.
+    /// there was none, after they had waited for one as long as a call does: 1 s.
     pub fn without_those_in(mut self, gaps: &[(Instant, Instant)]) -> Self {
         const WAIT: Duration = Duration::from_secs(1);
         self.samples.retain(|Sample { due, took, outcome }| {
             let in_gap = |(from, to): &(Instant, Instant)| {
-                *to - *from >= WAIT && *due <= *to && *due + *took >= *from
+                *to - *from >= WAIT && *took >= WAIT && *due <= *to && *due + *took >= *from
             };
             !outcome.as_ref().is_err_and(|why| why.message().starts_with("no instance of "))
                 || !gaps.iter().any(in_gap)

@@ -1,7 +1,7 @@
 //! Which tests of a program run at the same time: two for each core, for most of the time
 //! they wait. There are two other kinds: tests that assert how long something takes, or
-//! that need the whole machine, run alone; those on the real backends that the environment names run one after another, for
-//! they share these.
+//! that need the whole machine, run alone; those on the real backends that the environment
+//! names run one after another, for they share these.
 
 use std::{num::NonZeroUsize, sync::LazyLock, thread};
 

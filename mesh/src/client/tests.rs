@@ -114,16 +114,9 @@ impl Mesh {
         }));
         let (limits, stop) = (self.config.limits.clone(), CancellationToken::new());
         let stopped = stop.clone();
+        let security = Security::Mesh { identity, in_place: false };
         let serving = runtime.spawn(async move {
-            server::serve(
-                listener,
-                Security::Mesh { identity, in_place: false },
-                &limits,
-                app,
-                stopped,
-                DEADLINE,
-            )
-            .await;
+            server::serve(listener, security, &limits, app, stopped, DEADLINE).await;
         });
         let instance = Instance {
             id: format!("called@{address}"),

@@ -4,13 +4,13 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use crate::messages::audit::v1::{AuditEvent, Outcome};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Error,
     events::{AUDIT, Event, Outbox, Outgoing},
     identity::SpiffeId,
+    messages::audit::v1::{AuditEvent, Outcome},
     server::{Denial, Denials},
 };
 

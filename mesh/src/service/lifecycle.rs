@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::messages::lifecycle::v1::{ServiceChanged, ServiceState};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +11,7 @@ use crate::{
         Event, KERNEL_TOPICS, LIFECYCLE, Outbox, Outgoing,
         broker::{Broker, Record},
     },
+    messages::lifecycle::v1::{ServiceChanged, ServiceState},
 };
 
 /// How many states wait for the broker; a life has four.

@@ -142,7 +142,8 @@ pub enum Surface {
 pub fn defaults(list: &[Descriptor]) -> String {
     let with_port = list.iter().filter_map(|d| Some((d.name, d.port?)));
     let ports = with_port.map(|(name, port)| {
-        let admin_port = port.saturating_add(ADMIN_OFFSET);
+        // A free one, where there is none so much higher.
+        let admin_port = port.checked_add(ADMIN_OFFSET).unwrap_or(0);
         format!("[services.{name}]\nport = {port}\nadmin_port = {admin_port}\n")
     });
     ports.collect()
